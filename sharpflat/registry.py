@@ -1,0 +1,284 @@
+"""The one way to extend: named entries whose keyword arguments are their config schema.
+
+A metric, model, data set, optimizer or figure is a plain function. Its name is the name in
+configs, its positional parameters are what the framework hands it, its keyword-only parameters
+with their types and defaults are what a config may set.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import json
+import pkgutil
+import sys
+import textwrap
+import typing
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated, Any
+
+import pydantic
+
+Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
+Finite = Annotated[float, pydantic.Field(allow_inf_nan=False)]
+Fraction = Annotated[float, pydantic.Field(ge=0, le=1, allow_inf_nan=False)]
+Count = Annotated[int, pydantic.Field(ge=1)]
+NaturalNumber = Annotated[int, pydantic.Field(ge=0)]
+
+
+class Location:
+    """Marks an argument that says where something lies, not what it is: it is left out of run ids."""
+
+
+class InputError(ValueError):
+    """Input that cannot be used: one line that names the culprit and what was expected."""
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'x'?` for the known name nearest to `name`, else a list of what there is."""
+    known = sorted(known)
+    match = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    if match:
+        return f"; did you mean {match[0]!r}?"
+    return f"; known: {', '.join(known)}" if known else "; none is allowed here"
+
+
+def validate(schema: type[pydantic.BaseModel], data: Any, where: str) -> pydantic.BaseModel:
+    """`data` checked strictly against `schema`.
+
+    Raises:
+        InputError: names the key (below `where`), what was expected, and the closest valid key.
+    """
+    if not isinstance(data, Mapping):
+        raise InputError(f"{where or 'config'}: expected a mapping of arguments, got {data!r}")
+    try:
+        text = json.dumps(dict(data), default=str)
+    except TypeError as error:
+        raise InputError(f"{where or 'config'}: {error}") from None
+    try:
+        # JSON mode is strict but for what YAML lacks: a list may stand for a tuple.
+        return schema.model_validate_json(text)
+    except pydantic.ValidationError as error:
+        raise InputError(_explain(schema, error, where)) from None
+
+
+def _explain(schema: type[pydantic.BaseModel], error: pydantic.ValidationError, where: str) -> str:
+    first = error.errors()[0]
+    path = [where] if where else []
+    path += [str(part) for part in first["loc"]]
+    key = ".".join(path) or "config"
+    if first["type"] == "extra_forbidden":
+        known = _fields_at(schema, first["loc"][:-1])
+        return f"{key}: unknown key {path[-1]!r}{closest(path[-1], known)}"
+    message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "missing":
+        return f"{key}: is required"
+    return f"{key}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+
+
+def _fields_at(schema: Any, loc: Iterable[Any]) -> list[str]:
+    for part in loc:
+        field = schema.model_fields.get(part)
+        candidates = [field.annotation, *typing.get_args(field.annotation)] if field else []
+        models = [c for c in candidates if inspect.isclass(c) and issubclass(c, pydantic.BaseModel)]
+        if not models:
+            return []
+        schema = models[0]
+    return list(schema.model_fields)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered function, with what its signature and docstring say of it."""
+
+    kind: str
+    name: str
+    function: Callable[..., Any]
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function itself."""
+        return self.function(*args, **kwargs)
+
+    @cached_property
+    def _keywords(self) -> dict[str, inspect.Parameter]:
+        parameters = inspect.signature(self.function, eval_str=True).parameters
+        return {n: p for n, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+    @cached_property
+    def inputs(self) -> tuple[str, ...]:
+        """Keyword arguments a config never sets: for a metric, those without a default."""
+        if self.kind != "metric":
+            return ()
+        return tuple(n for n, p in self._keywords.items() if p.default is p.empty)
+
+    @cached_property
+    def schema(self) -> type[pydantic.BaseModel]:
+        """The pydantic model of the entry's arguments."""
+        fields: dict[str, Any] = {}
+        for name, parameter in self._keywords.items():
+            if name in self.inputs:
+                continue
+            default = ... if parameter.default is parameter.empty else parameter.default
+            fields[name] = (parameter.annotation, default)
+        config = pydantic.ConfigDict(
+            extra="forbid", frozen=True, strict=True, allow_inf_nan=False,
+            arbitrary_types_allowed=True,
+        )  # fmt: skip
+        return pydantic.create_model(self.name, __config__=config, **fields)
+
+    def arguments(self, given: Mapping[str, Any], where: str = "") -> dict[str, Any]:
+        """All arguments, defaults included, checked strictly.
+
+        Raises:
+            InputError: an unknown or ill-typed argument, named with the closest valid one.
+        """
+        checked = validate(self.schema, given, where or self.name)
+        return {name: getattr(checked, name) for name in self.schema.model_fields}
+
+    @cached_property
+    def locations(self) -> frozenset[str]:
+        """Arguments marked as `Location`."""
+        return frozenset(
+            name
+            for name, field in self.schema.model_fields.items()
+            if any(part is Location or isinstance(part, Location) for part in field.metadata)
+        )
+
+    @property
+    def summary(self) -> str:
+        """The docstring's first line."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+    @cached_property
+    def file(self) -> Path | None:
+        """The file that holds the function, where there is one."""
+        path = inspect.getsourcefile(self.function)
+        return Path(path) if path else None
+
+    @property
+    def built_in(self) -> bool:
+        """Whether the entry is sharpflat's own."""
+        return self.function.__module__.partition(".")[0] == "sharpflat"
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the code of the entry's module, without docstrings and comments."""
+        module = sys.modules.get(self.function.__module__)
+        source = self.file.read_text() if self.file and self.file.exists() else ""
+        if not source and module is not None:
+            source = textwrap.dedent(inspect.getsource(self.function))
+        return hashlib.sha256(_code_only(source).encode()).hexdigest()[:16]
+
+
+def _code_only(source: str) -> str:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+            node.body = node.body[1:]
+    return ast.dump(tree)
+
+
+class Registry(Mapping[str, Entry]):
+    """Entries of one kind by name; `register` is the decorator that adds one."""
+
+    def __init__(self, kind: str) -> None:
+        """An empty registry of `kind` (a singular noun, as messages use it)."""
+        self.kind = kind
+        self._entries: dict[str, Entry] = {}
+
+    def register(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Register `function` under its own name and return it unchanged.
+
+        Raises:
+            InputError: a function from another file already has that name.
+        """
+        name = function.__name__
+        known = self._entries.get(name)
+        if known and known.built_in and known.function.__module__ != function.__module__:
+            raise InputError(f"{self.kind} {name!r} is sharpflat's own; choose another name")
+        self._entries[name] = Entry(self.kind, name, function)
+        return function
+
+    def __getitem__(self, name: str) -> Entry:
+        """The entry called `name`; an unknown name raises with the closest known one."""
+        try:
+            return self._entries[name]
+        except (KeyError, TypeError):
+            raise UnknownName(f"unknown {self.kind} {name!r}{closest(name, self)}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        """Names, sorted."""
+        return iter(sorted(self._entries))
+
+    def __len__(self) -> int:
+        """Number of entries."""
+        return len(self._entries)
+
+    def __contains__(self, name: object) -> bool:
+        """Whether `name` is registered."""
+        return name in self._entries
+
+
+def import_modules(package: str, path: Iterable[str]) -> None:
+    """Import every module of a room, so that each file registers what it holds."""
+    for module in pkgutil.iter_modules(path):
+        importlib.import_module(f"{package}.{module.name}")
+
+
+def load_plugin(path: str | Path) -> None:
+    """Run a user's own file, so that what it decorates is registered.
+
+    Raises:
+        InputError: the file is missing, or fails; the line says where.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"plugin {path}: no such file")
+    name = f"sharpflat_plugin_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"plugin {path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"plugin {path}: {type(error).__name__}: {error}") from error
+
+
+def load_installed_plugins() -> None:
+    """Load what installed packages offer under the entry point `sharpflat.plugins`."""
+    for point in importlib.metadata.entry_points(group="sharpflat.plugins"):
+        point.load()
+
+
+class UnknownName(InputError, KeyError):
+    """A name that no entry has."""
+
+    def __str__(self) -> str:
+        """The message itself (KeyError would quote it)."""
+        return str(self.args[0])
+
+
+metrics = Registry("metric")
+models = Registry("model")
+datasets = Registry("data set")
+optimizers = Registry("optimizer")
+figures = Registry("figure")
+
+metric = metrics.register
+model = models.register
+dataset = datasets.register
+optimizer = optimizers.register
+figure = figures.register

@@ -1,0 +1,114 @@
+"""Files that survive being killed: whole or not there, and lines that are whole or ignored."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sharpflat.registry import InputError
+
+
+def make_folder(path: Path) -> Path:
+    """`path`, made with its parents; one clear line where that cannot be."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(13, "permission denied")
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"output folder {path}: cannot be written: {reason}") from None
+    return path
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path that takes `path`'s place at the end, all at once."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` atomically."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write JSON atomically; what is not finite becomes null."""
+    write_text(path, json.dumps(plain(content), indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The JSON in `path`."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def append_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Append JSON lines; a line cut short by a kill is dropped first."""
+    kept = _whole_bytes(path)
+    with path.open("r+b" if path.exists() else "wb") as file:
+        file.truncate(kept)
+        file.seek(kept)
+        file.write(_lines(rows).encode())
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All whole JSON lines of `path`; none if it is not there."""
+    if not path.exists():
+        return []
+    text = path.read_bytes()[: _whole_bytes(path)].decode()
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Replace all lines of `path` atomically."""
+    write_text(path, _lines(rows))
+
+
+def _lines(rows: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(plain(row)) + "\n" for row in rows)
+
+
+def _whole_bytes(path: Path) -> int:
+    return path.read_bytes().rfind(b"\n") + 1 if path.exists() else 0
+
+
+def plain(value: Any) -> Any:
+    """`value` in JSON's own types; arrays become lists, what is not finite becomes null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(part) for part in value]
+    if isinstance(value, bool | int | str) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    return plain(np.asarray(value).tolist())
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold `folder` against other processes; waits until it is free, and a kill frees it."""
+    with (folder / ".lock").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield

@@ -1,0 +1,143 @@
+"""Run: the record of one training, as its folder holds it."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sharpflat.objective import BatchNormPolicy, Objective
+from sharpflat.registry import InputError, closest
+from sharpflat.runs.build import build_recipe, resident, state_like
+from sharpflat.runs.files import read_json, read_lines
+from sharpflat.runs.snapshots import load_tree
+
+
+class Run:
+    """A training on disk; everything is read when asked for."""
+
+    def __init__(self, folder: str | Path, swept: dict[str, Any] | None = None) -> None:
+        """The record in `folder`; `swept` are its values of a study's swept keys."""
+        self.folder = Path(folder)
+        self.id = self.folder.name
+        self.swept = swept or {}
+
+    def __repr__(self) -> str:
+        """Id, status and what distinguishes it."""
+        settings = ", ".join(f"{key}={value}" for key, value in self.swept.items())
+        return f"Run({self.id}, {self.status['status']}, {settings}, seed={self.seed})"
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any]:
+        """Data set, model, train and seed, every default included."""
+        return yaml.safe_load((self.folder / "config.yaml").read_text())
+
+    @property
+    def seed(self) -> int:
+        """The seed."""
+        return self.config["seed"]
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """`{"status": running | finished | diverged | failed, "reason": ...}`."""
+        path = self.folder / "status.json"
+        return read_json(path) if path.exists() else {"status": "running", "reason": None}
+
+    @property
+    def finished(self) -> bool:
+        """Whether it trained to its end."""
+        return self.status["status"] == "finished"
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """Versions, device, data digest, commit, command, times."""
+        return read_json(self.folder / "provenance.json")
+
+    @property
+    def history(self) -> list[dict[str, Any]]:
+        """A row an epoch."""
+        return read_lines(self.folder / "history.jsonl")
+
+    @property
+    def measurements(self) -> list[dict[str, Any]]:
+        """A row a measurement, the newest of its kind only."""
+        newest = {measurement_key(row): row for row in read_lines(self.measurements_file)}
+        return list(newest.values())
+
+    @property
+    def measurements_file(self) -> Path:
+        """Where measurements go, a line each."""
+        return self.folder / "measurements.jsonl"
+
+    @property
+    def params(self) -> Any:
+        """Parameters at the end of training."""
+        return self._end.params
+
+    @property
+    def model_state(self) -> Any:
+        """Batch-norm averages at the end, re-estimated over the training set."""
+        return self._end.model_state
+
+    @property
+    def opt_state(self) -> Any:
+        """The optimizer's state at the end."""
+        return self._end.opt_state
+
+    @functools.cached_property
+    def initial_params(self) -> Any:
+        """Parameters before the first update."""
+        return load_tree(self.folder / "snapshots" / "0.npz", state_like(self.config)).params
+
+    @functools.cached_property
+    def _end(self) -> Any:
+        files = sorted(self.folder.glob("snapshots/*.npz"), key=lambda path: int(path.stem))
+        if len(files) < 2:
+            raise InputError(f"run {self.id}: has no final snapshot (it has not finished)")
+        return load_tree(files[-1], state_like(self.config))
+
+    def objective(
+        self,
+        split: str = "train",
+        batch_norm: BatchNormPolicy = "running",
+        chunk: int = 1000,
+        examples: int | None = None,
+    ) -> Objective:
+        """The run's loss on a split of its data, at its final parameters.
+
+        Args:
+            split: `train` or `test`.
+            batch_norm: see `Objective.from_model`.
+            chunk: examples a pass.
+            examples: only the first so many of the split.
+
+        Raises:
+            InputError: an unknown split, more examples than there are, other data than the run's.
+        """
+        if split not in ("train", "test"):
+            raise InputError(f"split: unknown {split!r}{closest(split, ('train', 'test'))}")
+        data = resident(self.config["dataset"])
+        if data.dataset.digest != self.provenance["data_digest"]:
+            raise InputError(f"run {self.id}: its data set has changed since it was trained")
+        batch = data.train if split == "train" else data.test
+        if examples is not None and examples > batch.size:
+            raise InputError(f"measure.examples: {examples} is above the {batch.size} of {split!r}")
+        recipe = build_recipe(self.config)
+        part = batch if examples is None else batch.first(examples)
+        return Objective.from_model(
+            recipe.model, self.params, self.model_state, part, loss=recipe.loss,
+            batch_norm=batch_norm, chunk=chunk,
+        )  # fmt: skip
+
+
+KEY_FIELDS = (
+    "metric", "arguments", "split", "examples", "data_digest", "batch_norm", "chunk", "dtype",
+    "seed", "metric_digest",
+)  # fmt: skip
+
+
+def measurement_key(row: dict[str, Any]) -> str:
+    """What makes two measurements the same one."""
+    return repr([row[field] for field in KEY_FIELDS])

@@ -1,0 +1,44 @@
+"""Before any work: registries filled, compiled programs kept between starts."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import jax
+import jaxlib
+import platformdirs
+
+from sharpflat.registry import load_installed_plugins
+from sharpflat.runs.provenance import processor
+
+CACHE_VARIABLE = "SHARPFLAT_COMPILATION_CACHE"
+
+
+def fill_registries() -> None:
+    """Import every room that registers something, and installed plugins."""
+    import sharpflat.data
+    import sharpflat.networks
+    import sharpflat.sharpness
+    import sharpflat.training  # noqa: F401
+
+    load_installed_plugins()
+
+
+def keep_compiled_programs() -> Path | None:
+    """Let XLA's programs outlive the process; the folder, or None if it is turned off.
+
+    `SHARPFLAT_COMPILATION_CACHE` names another folder, or `off`. A cache that the user gave JAX
+    is left alone. The folder is one of this jaxlib and processor: programs do not travel.
+    """
+    setting = os.environ.get(CACHE_VARIABLE, "")
+    if setting == "off" or jax.config.jax_compilation_cache_dir:
+        return None
+    machine = hashlib.sha256(processor().encode()).hexdigest()[:8]
+    base = Path(setting) if setting else Path(platformdirs.user_cache_dir("sharpflat")) / "xla"
+    folder = base / f"jaxlib-{jaxlib.__version__}-{machine}"
+    jax.config.update("jax_compilation_cache_dir", str(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    return folder

@@ -1,0 +1,58 @@
+"""Parameters on disk: one .npz of named arrays, readable without sharpflat."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from sharpflat.registry import InputError
+from sharpflat.runs.files import replacing
+
+
+def save_tree(path: Path, tree: Any) -> None:
+    """Write every leaf of `tree` under its path (`params/Dense_0/kernel`), atomically."""
+    with replacing(path) as temporary:
+        np.savez(temporary, **dict(zip(_names(tree), to_host(tree), strict=True)))
+
+
+def load_tree(path: Path, like: Any) -> Any:
+    """The tree `save_tree` wrote, in the structure of `like`.
+
+    Raises:
+        InputError: the file is damaged, or holds another tree.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = [file[name] for name in _names(like)]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise InputError(f"snapshot {path}: cannot be read: {error}") from None
+    return from_host(arrays, like)
+
+
+def to_host(tree: Any) -> list[np.ndarray]:
+    """The leaves as NumPy arrays; typed PRNG keys, which NumPy lacks, as their numbers."""
+    leaves = jax.tree.leaves(tree)
+    return [np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf) for leaf in leaves]
+
+
+def from_host(arrays: Sequence[np.ndarray], like: Any) -> Any:
+    """`to_host` undone."""
+    leaves, structure = jax.tree.flatten(like)
+    return structure.unflatten(
+        jax.random.wrap_key_data(array) if _is_key(leaf) else jax.numpy.asarray(array)
+        for array, leaf in zip(arrays, leaves, strict=True)
+    )
+
+
+def _names(tree: Any) -> list[str]:
+    paths, _ = jax.tree.flatten_with_path(tree)
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+
+
+def _is_key(leaf: Any) -> bool:
+    return jax.dtypes.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key)

@@ -13,8 +13,13 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Train with small and large batches, measure how sharp the minima are, compare.",
 )
+
+
+@app.callback()
+def _sharpflat() -> None:
+    """Train with small and large batches, measure how sharp the minima are, compare."""
+
 
 ConfigFile = Annotated[str, typer.Argument(help="a study's YAML file", metavar="CONFIG")]
 Overrides = Annotated[

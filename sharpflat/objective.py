@@ -194,6 +194,10 @@ class Objective:
             raise InputError("per_example_gradients: not defined under batch_norm 'batch'")
         return _per_example_gradients(self, params)
 
+    def state_at(self, params: Any) -> Any:
+        """The model state that the policy uses at `params`."""
+        return _state_at(self, params)
+
     def subset(self, indices: Any) -> Objective:
         """The same objective on the examples at `indices`."""
         data = self.data.take(jnp.asarray(indices))

@@ -1,10 +1,10 @@
 """Convolution and max-pooling that stay fast inside compiled loops on a CPU.
 
 XLA's CPU backend runs a convolution inside `lax.scan`, `fori_loop` or `while_loop` 10 to 100 times
-slower than outside, and the gradient of its pooling 5 times slower than slices and maxima. Here a
-convolution is patches and matrix products instead, a few examples at a time: the patches of one
-group fit the cache, and none is kept for the backward pass. Measured against XLA in one loop, a
-64-channel 5×5 layer's update at batch 32 takes 40 ms instead of seconds.
+slower than outside, and the gradient of its max-pooling takes 5 times that of slices and
+comparisons. Here a convolution is patches and matrix products, a group of examples at a time: the
+patches of a group fit the cache, whatever the batch, and are rebuilt in the backward pass.
+`benchmarks/convolution.py` compares the result with PyTorch.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from functools import partial
+from functools import partial, reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Patches of one group of examples, in bytes: half a megabyte to 16 MB measured alike, more is slower.
+# Patches of one group of examples, in bytes: 4 to 16 MB measured alike, more is slower.
 _PATCH_BYTES = 8_000_000
 
 Padding = str | Sequence[tuple[int, int]]
@@ -41,8 +41,8 @@ def convolution(
     """`lax.conv_general_dilated`, lowered on a CPU to patches and matrix products.
 
     That holds for two spatial dimensions in the layout NHWC × HWIO → NHWC, without dilation or
-    groups; everything else, and every other platform, gets XLA's own convolution. Derivatives of
-    any order and mode, and `vmap`, work as for `lax.conv_general_dilated`.
+    groups; everything else, and every other platform, gets XLA's own convolution. Derivatives in
+    any mode and order, and `vmap`, work as for `lax.conv_general_dilated`.
 
     Args:
         lhs: inputs, [n, height, width, channels].
@@ -93,7 +93,9 @@ def convolution(
     )  # fmt: skip
     patches = math.prod((*spatial, *rhs.shape[:3])) * lhs.dtype.itemsize
     group = _group_size(len(lhs), patches)
-    return lax.platform_dependent(lhs, rhs, cpu=partial(_by_groups, products, group), default=default)
+    return lax.platform_dependent(
+        lhs, rhs, cpu=partial(_by_groups, products, group), default=default
+    )
 
 
 def _pads(
@@ -126,16 +128,15 @@ def _by_groups(products: Any, group: int, inputs: jax.Array, kernel: jax.Array) 
     """`products` of `group` examples at a time, the last group being what is left."""
     # Checkpointed: the backward pass rebuilds a group's patches from its inputs.
     products = jax.checkpoint(products)
-    whole = len(inputs) // group
-    if whole == 1:
+    if group == len(inputs):
         return products(inputs, kernel)
-    main, rest = jnp.split(inputs, [whole * group])
-    main = main.reshape(whole, group, *main.shape[1:])
+    whole = len(inputs) // group * group
+    main = inputs[:whole].reshape(-1, group, *inputs.shape[1:])
     outputs = lax.map(lambda part: products(part, kernel), main)
-    outputs = outputs.reshape(whole * group, *outputs.shape[2:])
-    if not len(rest):
+    outputs = outputs.reshape(whole, *outputs.shape[2:])
+    if whole == len(inputs):
         return outputs
-    return jnp.concatenate([outputs, products(rest, kernel)])
+    return jnp.concatenate([outputs, products(inputs[whole:], kernel)])
 
 
 def _products(
@@ -156,16 +157,17 @@ def _products(
     patches = jnp.concatenate(
         [_every(inputs, 2, j, shape[1], strides[1]) for j in range(columns)], axis=-1
     )
-    output = None
-    for i in range(rows):
+
+    def product(i: int) -> jax.Array:
         row = _every(patches, 1, i, shape[0], strides[0])
-        product = jnp.matmul(
+        return jnp.matmul(
             row.reshape(-1, columns * channels),
             kernel[i].reshape(-1, features),
             precision=precision,
             preferred_element_type=preferred_element_type,
         )
-        output = product if output is None else output + product
+
+    output = reduce(jnp.add, map(product, range(rows)))
     return output.reshape(len(inputs), *shape, features)
 
 
@@ -204,13 +206,15 @@ def max_pool(
         jnp.array(-jnp.inf, inputs.dtype),
         [*[(0, 0, 0)] * leading, *((*p, 0) for p in pads), (0, 0, 0)],
     )
-    largest = None
-    for offsets in itertools.product(*map(range, window_shape)):
-        part = padded
+
+    def part(offsets: Sequence[int]) -> jax.Array:
+        """The element at `offsets` of every window."""
+        taken = padded
         for axis, (offset, count, stride) in enumerate(zip(offsets, shape, strides, strict=True)):
-            part = _every(part, leading + axis, offset, count, stride)
-        if largest is None:
-            largest = part
-        else:
-            largest = jnp.where((part > largest) | jnp.isnan(part), part, largest)
-    return largest
+            taken = _every(taken, leading + axis, offset, count, stride)
+        return taken
+
+    def larger(first: jax.Array, second: jax.Array) -> jax.Array:
+        return jnp.where((second > first) | jnp.isnan(second), second, first)
+
+    return reduce(larger, map(part, itertools.product(*map(range, window_shape))))

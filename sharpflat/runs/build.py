@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from sharpflat.batch import Batch
 from sharpflat.data import Dataset
@@ -55,8 +56,13 @@ def build_recipe(config: dict[str, Any]) -> Recipe:
     entry = models[model.pop("name")]
     outputs = data.dataset.classes or data.train.labels[0].size
     network = Model.of(entry(outputs, **entry.arguments(model)))
-    rule = {**train["optimizer"]}
-    return Recipe(network, LOSSES[train["loss"]], make_optimizer(rule.pop("name"), rule))
+    return Recipe(network, LOSSES[train["loss"]], make_optimizer_of(config))
+
+
+def make_optimizer_of(config: dict[str, Any]) -> optax.GradientTransformation:
+    """The optimizer of a resolved run config."""
+    rule = {**config["train"]["optimizer"]}
+    return make_optimizer(rule.pop("name"), rule)
 
 
 def state_like(config: dict[str, Any]) -> TrainState:

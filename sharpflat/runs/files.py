@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import math
 import os
@@ -81,6 +82,12 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Replace all lines of `path` atomically."""
     write_text(path, _lines(rows))
+
+
+def digest(array: np.ndarray) -> str:
+    """Digest of an array's dtype, shape and bytes."""
+    content = f"{array.dtype}{array.shape}".encode() + np.ascontiguousarray(array).tobytes()
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def _lines(rows: Sequence[Mapping[str, Any]]) -> str:

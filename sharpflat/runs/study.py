@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+import yaml
 
 from sharpflat import config as configs
-from sharpflat.config import Config
-from sharpflat.registry import InputError
+from sharpflat.config import Config, RunConfig
+from sharpflat.registry import InputError, closest
+from sharpflat.runs import files
+from sharpflat.runs.build import build_recipe
+from sharpflat.runs.landscapes import compute_landscapes
+from sharpflat.runs.measure_run import check_measures, measure_run, missing, requests
 from sharpflat.runs.progress import SILENT, Reporter
 from sharpflat.runs.record import Run
 from sharpflat.runs.setup import fill_registries, keep_compiled_programs
+from sharpflat.runs.table import read_table, swept_keys, table_rows, write_table
 from sharpflat.runs.train_run import train_run
 
 
@@ -32,8 +38,108 @@ def load_config(
     return configs.load(path, overrides, plugins)
 
 
+def run(config: Config, root: str | Path = "results", reporter: Reporter = SILENT) -> list[Run]:
+    """Train, measure and compute the landscapes of a study; what is there is not repeated.
+
+    Args:
+        config: from `load_config`.
+        root: folder of all results.
+        reporter: told of progress; silent by default.
+
+    Returns:
+        The study's runs.
+
+    Raises:
+        InputError: the config does not fit the data, or the folder cannot be written.
+    """
+    train(config, root, reporter)
+    return measure(config, root, reporter)
+
+
 def train(config: Config, root: str | Path = "results", reporter: Reporter = SILENT) -> list[Run]:
     """Train every run of a study that is not trained yet, and load the others."""
-    keep_compiled_programs()
+    cells, folder = _prepared(config, Path(root))
+    runs = []
+    for cell in cells:
+        runs.append(train_run(cell, Path(root), reporter))
+        _write_table(config, runs, folder)
+    return runs
+
+
+def measure(
+    config: Config, root: str | Path = "results", reporter: Reporter = SILENT
+) -> list[Run]:
+    """Measure a study's finished runs, compute its landscapes and write its table."""
+    cells, folder = _prepared(config, Path(root))
+    runs = [Run(Path(root) / "runs" / cell.id, cell.swept) for cell in cells]
+    runs = [record for record in runs if (record.folder / "config.yaml").exists()]
+    asked = requests(config)
+    for record in runs:
+        if record.finished:
+            measure_run(record, asked, reporter)
+            _write_table(config, runs, folder)
+    compute_landscapes(config, runs, folder / "landscapes", reporter)
+    return runs
+
+
+def plan(config: Config, root: str | Path = "results") -> list[tuple[Run, str, int]]:
+    """What `run` would do, a run a row: its status, and how many measurements are missing."""
+    asked, rows = requests(config), []
+    for cell in _checked_cells(config):
+        record = Run(Path(root) / "runs" / cell.id, cell.swept)
+        started = (record.folder / "config.yaml").exists()
+        todo = missing(record, asked) if record.finished else asked
+        rows.append((record, record.status["status"] if started else "new", len(todo)))
+    return rows
+
+
+def load_runs(root: str | Path = "results", study: str | None = None) -> list[Run]:
+    """The runs under `root`, all of them or those of one study, from their records.
+
+    Raises:
+        InputError: no such study; the closest there is.
+    """
     root = Path(root)
-    return [train_run(cell, root, reporter) for cell in configs.cells(config)]
+    if study is None:
+        return [Run(path.parent) for path in sorted(root.glob("runs/*/config.yaml"))]
+    rows = read_table(study_folder(root, study) / "table.csv")
+    keys = swept_keys(rows)
+    return [Run(root / "runs" / row["run"], {key: row[key] for key in keys}) for row in rows]
+
+
+def study_folder(root: str | Path, study: str) -> Path:
+    """The folder of a study that has a table.
+
+    Raises:
+        InputError: there is none; the closest name.
+    """
+    tables = sorted(Path(root).glob("studies/*/table.csv"))
+    known = {path.parent.name: path.parent for path in tables}
+    if study not in known:
+        hint = closest(study, known) if known else f"; {root} holds no studies yet"
+        raise InputError(f"study: unknown {study!r}{hint}")
+    return known[study]
+
+
+def _checked_cells(config: Config) -> list[RunConfig]:
+    """The runs, after every check that can be made without work."""
+    cells = configs.cells(config)
+    for cell in cells:
+        build_recipe(cell.resolved())
+    for dataset in {str(cell.dataset): cell.dataset for cell in cells}.values():
+        check_measures(config, dataset)
+    return cells
+
+
+def _prepared(config: Config, root: Path) -> tuple[list[RunConfig], Path]:
+    cells = _checked_cells(config)
+    keep_compiled_programs()
+    folder = files.make_folder(root / "studies" / config.study)
+    content = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+    files.write_text(folder / "config.yaml", content)
+    files.write_json(folder / "runs.json", [cell.id for cell in cells])
+    return cells, folder
+
+
+def _write_table(config: Config, runs: Sequence[Run], folder: Path) -> None:
+    write_table(folder / "table.csv", table_rows(runs, requests(config)))

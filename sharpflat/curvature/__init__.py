@@ -1,0 +1,1 @@
+"""Curvature: linear algebra on a matrix-vector product."""

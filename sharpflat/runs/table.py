@@ -1,0 +1,117 @@
+"""The table of a study: one row a run, as `table.csv` holds it."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sharpflat.registry import InputError
+from sharpflat.runs import files
+from sharpflat.runs.measure_run import Request
+from sharpflat.runs.record import Run, measurement_key
+
+FINALS = ("train_accuracy", "test_accuracy", "train_loss", "test_loss", "generalization_gap")
+SUFFIXES = ("", "_standard_error", "_converged", "_batch_norm")
+
+
+def column_names(asked: Sequence[Request]) -> list[str]:
+    """`metric[argument=value,...]` for each request: the arguments by which it differs."""
+    names = []
+    for request in asked:
+        others = [r.variant() for r in asked if r.metric == request.metric]
+        variant = request.variant()
+        differing = [key for key in variant if any(o[key] != variant[key] for o in others)]
+        inside = ",".join(f"{key}={_text(variant[key])}" for key in differing)
+        names.append(f"{request.metric}[{inside}]" if inside else request.metric)
+    return names
+
+
+def table_rows(runs: Sequence[Run], asked: Sequence[Request]) -> list[dict[str, Any]]:
+    """A row a run; what is not there, or not finite, is None."""
+    named = list(zip(column_names(asked), asked, strict=True))
+    return [_row(run, named) for run in runs]
+
+
+def _row(run: Run, named: Sequence[tuple[str, Request]]) -> dict[str, Any]:
+    status = run.status["status"]
+    row = {"run": run.id, "seed": run.seed, "status": status, **run.swept, **_finals(run)}
+    done = {measurement_key(line): line for line in run.measurements}
+    for name, request in named:
+        known = status == "finished" and request.wants(run)
+        line = done.get(measurement_key(request.row(run)), {}) if known else {}
+        row[name] = line.get("value")
+        row[f"{name}_standard_error"] = line.get("standard_error")
+        row[f"{name}_converged"] = line.get("converged")
+        row[f"{name}_batch_norm"] = line.get("batch_norm")
+    return row
+
+
+def _finals(run: Run) -> dict[str, Any]:
+    """What the last epoch's evaluation over all of both splits gave."""
+    last = run.history[-1] if run.finished else {}
+    row = {
+        "train_accuracy": last.get("full_train_accuracy"),
+        "test_accuracy": last.get("test_accuracy"),
+        "train_loss": last.get("full_train_loss"),
+        "test_loss": last.get("test_loss"),
+    }
+    both = row["train_accuracy"], row["test_accuracy"]
+    row["generalization_gap"] = None if None in both else both[0] - both[1]
+    return row
+
+
+def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write `table.csv`; what is missing is an empty field."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: _text(value) for key, value in row.items()} for row in rows)
+    files.write_text(path, text.getvalue())
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """The rows of a `table.csv`, numbers as numbers and empty fields as None.
+
+    Raises:
+        InputError: the file is not there.
+    """
+    if not path.exists():
+        raise InputError(f"{path}: no such table")
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [
+        {key: value if key in ("run", "status") else _value(value) for key, value in row.items()}
+        for row in rows
+    ]
+
+
+def swept_keys(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The swept keys among a table's columns."""
+    names = list(rows[0])
+    return names[names.index("status") + 1 : names.index("train_accuracy")]
+
+
+def measurement_columns(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The columns that hold a measurement's value."""
+    return [name for name in rows[0] if f"{name}_converged" in rows[0]]
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool | list | dict):
+        return json.dumps(value)
+    return f"{value:.9g}" if isinstance(value, float) else str(value)
+
+
+def _value(text: str) -> Any:
+    if text == "":
+        return None
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text

@@ -43,7 +43,7 @@ _PUBLIC = {
 }
 _ROOMS = ("landscape", "statistics", "trees")
 
-__all__ = ["__version__", *sorted(_PUBLIC), *_ROOMS]  # noqa: PLE0604
+__all__ = ["__version__", *sorted(_PUBLIC), *_ROOMS]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from sharpflat.registry import InputError
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
-app = typer.Typer(
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
+ConfigFile = Annotated[str, typer.Argument(help="A study's YAML file.", metavar="CONFIG")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(help="Keys set anew, as train.batch_size=64.", metavar="[key=value]..."),
+]
+Root = Annotated[str, typer.Option(help="Folder of all results.")]
+Plugins = Annotated[list[str] | None, typer.Option("--plugin", help="A file of your own entries.")]
 
 
 @app.callback()
@@ -21,17 +25,32 @@ def _sharpflat() -> None:
     """Train with small and large batches, measure how sharp the minima are, compare."""
 
 
-ConfigFile = Annotated[str, typer.Argument(help="a study's YAML file", metavar="CONFIG")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="train.batch_size=64 and the like", metavar="[key=value ...]")
-]
-Root = Annotated[str, typer.Option(help="folder of all results")]
-Plugin = Annotated[list[str] | None, typer.Option(help="a file with your own entries")]
+@app.command()
+def run(
+    config: ConfigFile,
+    overrides: Overrides = None,
+    root: Root = "results",
+    plugin: Plugins = None,
+    dry_run: Annotated[bool, typer.Option(help="Only say what would be done.")] = False,
+) -> None:
+    """Train, measure, draw; safe to repeat, goes on where it stopped."""
+    from sharpflat import report, runs
+    from sharpflat.runs.progress import shown
+
+    study = runs.load_config(config, overrides or [], plugin or [])
+    if dry_run:
+        _print_plan(runs.plan(study, root))
+        return
+    with shown() as reporter:
+        done = runs.run(study, root, reporter)
+    report.draw(root, study.study, study.figures)
+    _show(root, study.study)
+    _exit_with_failures(done)
 
 
 @app.command()
 def train(
-    config: ConfigFile, overrides: Overrides = None, root: Root = "results", plugin: Plugin = None
+    config: ConfigFile, overrides: Overrides = None, root: Root = "results", plugin: Plugins = None
 ) -> None:
     """Train a study's runs; those that are finished stay as they are."""
     from sharpflat import runs
@@ -39,11 +58,136 @@ def train(
 
     study = runs.load_config(config, overrides or [], plugin or [])
     with shown() as reporter:
-        runs.train(study, root, reporter)
+        _exit_with_failures(runs.train(study, root, reporter))
+
+
+@app.command()
+def measure(
+    config: ConfigFile, overrides: Overrides = None, root: Root = "results", plugin: Plugins = None
+) -> None:
+    """Measure a study's finished runs; what is measured already is not repeated."""
+    from sharpflat import runs
+    from sharpflat.runs.progress import shown
+
+    study = runs.load_config(config, overrides or [], plugin or [])
+    with shown() as reporter:
+        _exit_with_failures(runs.measure(study, root, reporter))
+
+
+@app.command()
+def plot(
+    study: Annotated[str, typer.Argument(help="A study's name.", metavar="STUDY")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="The figure's own.", metavar="[key=value]...")
+    ] = None,
+    figure: Annotated[str | None, typer.Option(help="One figure; all by default.")] = None,
+    root: Root = "results",
+    plugin: Plugins = None,
+) -> None:
+    """Draw a study's figures from its records."""
+    from sharpflat import config, registry, report
+
+    for file in plugin or []:
+        registry.load_plugin(file)
+    content: dict[str, Any] = {}
+    for argument in arguments or []:
+        content = config.overridden(content, argument)
+    if content and figure is None:
+        raise registry.InputError(f"plot: {next(iter(content))!r} needs --figure")
+    for path in report.draw(root, study, None if figure is None else [{figure: content}]):
+        print(path)
+
+
+@app.command()
+def show(
+    study: Annotated[str | None, typer.Argument(help="A study's name.", metavar="[STUDY]")] = None,
+    root: Root = "results",
+) -> None:
+    """The table of a study's finished runs, gap and sharpness first."""
+    from sharpflat.registry import InputError
+
+    studies = sorted(path.parent.name for path in Path(root).glob("studies/*/table.csv"))
+    if study is None and not studies:
+        raise InputError(f"{root}: holds no studies yet; sharpflat run configs/quickstart.yaml")
+    for name in studies if study is None else [study]:
+        _show(root, name)
+
+
+KINDS = ("metrics", "models", "datasets", "optimizers", "figures", "config")
+
+
+@app.command(name="list")
+def list_entries(
+    kind: Annotated[str, typer.Argument(help=" | ".join(KINDS), metavar="KIND")],
+    name: Annotated[
+        str | None, typer.Argument(help="One entry, in full.", metavar="[NAME]")
+    ] = None,
+    plugin: Plugins = None,
+) -> None:
+    """What there is to choose from; with NAME formula, arguments, source."""
+    from sharpflat import registry
+    from sharpflat.config import Config
+
+    if kind not in KINDS:
+        raise registry.InputError(f"list: unknown kind {kind!r}{registry.closest(kind, KINDS)}")
+    if kind == "config":
+        print(json.dumps(Config.model_json_schema(), indent=2))
+        return
+    from sharpflat import plots  # noqa: F401 — registers the figures
+    from sharpflat.runs.setup import fill_registries
+
+    fill_registries()
+    for file in plugin or []:
+        registry.load_plugin(file)
+    entries: registry.Registry = getattr(registry, kind)
+    if name is not None:
+        print(entries[name].description)
+        return
+    width = max(len(entry) for entry in entries)
+    for entry in entries:
+        print(f"{entry:{width}}  {entries[entry].summary}")
+
+
+def _show(root: str, study: str) -> None:
+    from rich.console import Console
+
+    from sharpflat.report import study_table
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, 110)
+    console.print(study_table(root, study))
+
+
+def _print_plan(rows: list[Any]) -> None:
+    for record, status, missing in rows:
+        settings = " ".join(f"{key}={value}" for key, value in record.swept.items())
+        print(f"{record.id}  {settings}  {status}, {missing} measurements to make")
+
+
+def _exit_with_failures(done: list[Any]) -> None:
+    """Exit status 1 if a training or a measurement failed; its record says why."""
+    failures = [
+        f"run {record.id}: {record.status['status']}: {record.status['reason']}"
+        for record in done
+        if record.status["status"] == "failed"
+    ]
+    failures += [
+        f"run {record.id}: {row['metric']}: {row['error']}"
+        for record in done
+        for row in record.measurements
+        if row["error"] is not None
+    ]
+    for line in failures:
+        print(f"sharpflat: {line}", file=sys.stderr)
+    if failures:
+        sys.exit(1)
 
 
 def main() -> None:
     """Entry point: bad input is one line and exit status 2."""
+    from sharpflat.registry import InputError
+
     try:
         app()
     except InputError as error:

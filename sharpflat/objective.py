@@ -30,7 +30,9 @@ def squared_error(outputs: jax.Array, labels: jax.Array) -> jax.Array:
     """½ ‖output − label‖², `[n]`; integer labels stand for their one-hot vectors."""
     if jnp.issubdtype(labels.dtype, jnp.integer):
         labels = jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype)
-    return 0.5 * jnp.sum((outputs - labels.reshape(outputs.shape)) ** 2, axis=range(1, outputs.ndim))
+    return 0.5 * jnp.sum(
+        (outputs - labels.reshape(outputs.shape)) ** 2, axis=range(1, outputs.ndim)
+    )
 
 
 def hit_rate(outputs: jax.Array, labels: jax.Array) -> jax.Array:
@@ -259,7 +261,7 @@ def _checked_chunk(chunk: int | None, size: int) -> int:
 
 def _state_at(objective: Objective, params: Any) -> Any:
     """The model state that holds at `params`; constant as far as derivatives go."""
-    if objective.batch_norm != "recalibrated":
+    if objective.model is None or objective.batch_norm != "recalibrated":
         return objective.model_state
     params = jax.lax.stop_gradient(params)
     state = objective.model_state
@@ -269,6 +271,7 @@ def _state_at(objective: Objective, params: Any) -> Any:
 def _apply(objective: Objective, params: Any, state: Any, inputs: jax.Array) -> jax.Array:
     statistics = objective.batch_norm == "batch" and has_batch_norm(state)
     model = objective.model
+    assert model is not None
     return model.apply(params, state, inputs, batch_statistics=statistics, dropout=False)[0]
 
 

@@ -36,7 +36,7 @@ NaturalNumber = Annotated[int, pydantic.Field(ge=0)]
 
 
 class Location:
-    """Marks an argument that says where something lies, not what it is: it is left out of run ids."""
+    """Marks an argument that says where something lies, not what it is: run ids leave it out."""
 
 
 class InputError(ValueError):
@@ -158,6 +158,22 @@ class Entry:
         """The docstring's first line."""
         return (inspect.getdoc(self.function) or "").partition("\n")[0]
 
+    @property
+    def description(self) -> str:
+        """Docstring and arguments, as `sharpflat list KIND NAME` shows them."""
+        lines = [self.name, "", inspect.getdoc(self.function) or "(no docstring)", "", "Arguments:"]
+        lines += [f"  {argument}" for argument in self._signature()] or ["  none"]
+        return "\n".join(lines)
+
+    def _signature(self) -> list[str]:
+        parameters = inspect.signature(self.function).parameters.values()
+        keywords = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
+        shown = [str(p).replace(f"'{p.annotation}'", str(p.annotation)) for p in keywords]
+        inputs = [p.name in self.inputs for p in keywords]
+        return [
+            f"{s} (handed over)" if given else s for s, given in zip(shown, inputs, strict=True)
+        ]
+
     @cached_property
     def file(self) -> Path | None:
         """The file that holds the function, where there is one."""
@@ -182,7 +198,9 @@ class Entry:
 def _code_only(source: str) -> str:
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
+            node
+        ):
             node.body = node.body[1:]
     return ast.dump(tree)
 

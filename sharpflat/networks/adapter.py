@@ -157,8 +157,7 @@ class NnxModel(Model):
                 "this NNX module has its parameters already; to train from several starts "
                 "give Model.from_nnx(lambda rngs: ...)"
             )
-        _, params, state = nnx.split(self.create(nnx.Rngs(key)), nnx.Param, ...)
-        return params, state
+        return nnx_parts(self.create(nnx.Rngs(key)))
 
     def apply(self, params, model_state, inputs, *, batch_statistics, dropout, key=None):  # type: ignore[no-untyped-def]
         """See `Model.apply`."""
@@ -169,7 +168,7 @@ class NnxModel(Model):
             nnx.reseed(module, default=key, dropout=key)
         outputs = module(inputs)
         # The flags are static: only the state travels back, in the structure it came in.
-        updated = jax.tree.leaves(nnx.split(module, nnx.Param, ...)[2])
+        updated = jax.tree.leaves(nnx_parts(module)[1])
         return outputs, jax.tree.unflatten(jax.tree.structure(model_state), updated)
 
 
@@ -193,8 +192,8 @@ def nnx_parts(network: Any) -> tuple[Any, Any]:
     """`(params, model_state)` as an NNX module holds them."""
     if not isinstance(network, nnx.Module):
         raise InputError("params and model_state are required unless the model is an NNX module")
-    _, params, state = nnx.split(network, nnx.Param, ...)
-    return params, state
+    _, params, *state = nnx.split(network, nnx.Param, ...)
+    return params, state[0]
 
 
 def has_batch_norm(model_state: Any) -> bool:

@@ -35,7 +35,9 @@ def recalibrate(model: Model, params: Any, model_state: Any, data: Batch, chunk:
 
     def state_with(values: Iterable[jax.Array]) -> Any:
         replaced = dict(zip(averages, values, strict=True))
-        return structure.unflatten([replaced.get(i, leaf) for i, leaf in enumerate(leaves)])
+        return jax.tree.unflatten(
+            structure, [replaced.get(i, leaf) for i, leaf in enumerate(leaves)]
+        )
 
     def updated(start: float, inputs: jax.Array) -> list[jax.Array]:
         state = state_with(jnp.full_like(leaves[i], start) for i in averages)

@@ -34,7 +34,7 @@ def compute_landscapes(
             arrays = _line(landscape.line, *pair, reporter)
             files.make_folder(folder)
             with files.replacing(path) as temporary:
-                np.savez(temporary, **arrays)
+                np.savez(temporary, **arrays)  # type: ignore[arg-type]
             files.write_json(path.with_suffix(".json"), settings)
 
 
@@ -75,7 +75,8 @@ def _line(settings: Line, start: Run, end: Run, reporter: Reporter) -> dict[str,
     train, test = (
         start.objective(split, settings.batch_norm, settings.chunk) for split in ("train", "test")
     )
-    alphas = np.linspace(*settings.alpha, settings.points).tolist()
+    first, last = settings.alpha
+    alphas = np.linspace(first, last, settings.points).tolist()
     arrays = line(train, test, start.params, end.params, alphas, task.update)
     task.finish()
     return arrays

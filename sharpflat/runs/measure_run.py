@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,7 +95,7 @@ def measure_run(run: Run, asked: list[Request], reporter: Reporter) -> None:
         settings = " ".join(f"{key}={value}" for key, value in run.swept.items())
         task = reporter.task(f"measure {run.id[:6]} {settings} seed={run.seed}", len(todo))
         failed = 0
-        for done, (request, outcome) in enumerate(_outcomes(run, todo, task.update), start=1):
+        for done, (request, outcome) in enumerate(_outcomes(run, todo, task.note), start=1):
             _write(run, request, outcome)
             failed += outcome.error is not None
             task.update(done)
@@ -103,21 +103,16 @@ def measure_run(run: Run, asked: list[Request], reporter: Reporter) -> None:
 
 
 def _outcomes(
-    run: Run, todo: list[Request], update: Any
+    run: Run, todo: list[Request], before: Callable[[str], None]
 ) -> Iterator[tuple[Request, Measured]]:
-    done = 0
     for setting in dict.fromkeys(request.setting for request in todo):
         group = [request for request in todo if request.setting == setting]
         first = group[0]
         objective = run.objective(first.split, first.batch_norm, first.chunk, first.examples)
         names = [(request.metric, request.arguments) for request in group]
         inputs = _inputs(run, group)
-        outcomes = measure_each(
-            objective, names, first.seed + run.seed, inputs, lambda name: update(done, name)
-        )
-        for request, outcome in zip(group, outcomes, strict=True):
-            done += 1
-            yield request, outcome
+        outcomes = measure_each(objective, names, first.seed + run.seed, inputs, before)
+        yield from zip(group, outcomes, strict=True)
 
 
 def _inputs(run: Run, group: list[Request]) -> dict[str, Any]:

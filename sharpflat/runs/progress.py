@@ -29,7 +29,13 @@ class Task:
             self._bars.update(self._bar, completed=done, description=f"{self.name}  {note}")
         elif time.monotonic() - self._spoken > 30:
             self._spoken = time.monotonic()
-            console.print(f"{self.name}: {done:g} of {self.total}  {note}", soft_wrap=True)
+            console.print(
+                f"{self.name}: {done:.4g} of {self.total}  {note}".rstrip(), soft_wrap=True
+            )
+
+    def note(self, note: str) -> None:
+        """What is at work now."""
+        self.update(self._done, note)
 
     def finish(self, note: str = "") -> None:
         """The work is done."""
@@ -58,7 +64,7 @@ class Reporter:
 
 class _SilentTask(Task):
     def __init__(self, name: str, total: int) -> None:
-        self.name, self.total = name, total
+        self.name, self.total, self._done = name, total, 0.0
 
     def update(self, done: float, note: str = "") -> None:
         pass

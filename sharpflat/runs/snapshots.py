@@ -17,7 +17,7 @@ from sharpflat.runs.files import replacing
 def save_tree(path: Path, tree: Any) -> None:
     """Write every leaf of `tree` under its path (`params/Dense_0/kernel`), atomically."""
     with replacing(path) as temporary:
-        np.savez(temporary, **dict(zip(_names(tree), to_host(tree), strict=True)))
+        np.savez(temporary, **dict(zip(_names(tree), to_host(tree), strict=True)))  # type: ignore[arg-type]
 
 
 def load_tree(path: Path, like: Any) -> Any:
@@ -40,13 +40,13 @@ def to_host(tree: Any) -> list[np.ndarray]:
     return [np.asarray(jax.random.key_data(leaf) if _is_key(leaf) else leaf) for leaf in leaves]
 
 
-def from_host(arrays: Sequence[np.ndarray], like: Any) -> Any:
+def from_host(arrays: Sequence[Any], like: Any) -> Any:
     """`to_host` undone."""
     leaves, structure = jax.tree.flatten(like)
-    return structure.unflatten(
-        jax.random.wrap_key_data(array) if _is_key(leaf) else jax.numpy.asarray(array)
-        for array, leaf in zip(arrays, leaves, strict=True)
-    )
+    arrays = [jax.numpy.asarray(array) for array in arrays]
+    pairs = zip(arrays, leaves, strict=True)
+    restored = [jax.random.wrap_key_data(a) if _is_key(leaf) else a for a, leaf in pairs]
+    return jax.tree.unflatten(structure, restored)
 
 
 def _names(tree: Any) -> list[str]:

@@ -66,9 +66,7 @@ def train(config: Config, root: str | Path = "results", reporter: Reporter = SIL
     return runs
 
 
-def measure(
-    config: Config, root: str | Path = "results", reporter: Reporter = SILENT
-) -> list[Run]:
+def measure(config: Config, root: str | Path = "results", reporter: Reporter = SILENT) -> list[Run]:
     """Measure a study's finished runs, compute its landscapes and write its table."""
     cells, folder = _prepared(config, Path(root))
     runs = [Run(Path(root) / "runs" / cell.id, cell.swept) for cell in cells]

@@ -25,7 +25,7 @@ def column_names(asked: Sequence[Request]) -> list[str]:
         others = [r.variant() for r in asked if r.metric == request.metric]
         variant = request.variant()
         differing = [key for key in variant if any(o[key] != variant[key] for o in others)]
-        inside = ",".join(f"{key}={_text(variant[key])}" for key in differing)
+        inside = ",".join(f"{key}={_text(variant[key]) or 'null'}" for key in differing)
         names.append(f"{request.metric}[{inside}]" if inside else request.metric)
     return names
 
@@ -50,17 +50,17 @@ def _row(run: Run, named: Sequence[tuple[str, Request]]) -> dict[str, Any]:
     return row
 
 
-def _finals(run: Run) -> dict[str, Any]:
+def _finals(run: Run) -> dict[str, float | None]:
     """What the last epoch's evaluation over all of both splits gave."""
     last = run.history[-1] if run.finished else {}
-    row = {
+    row: dict[str, float | None] = {
         "train_accuracy": last.get("full_train_accuracy"),
         "test_accuracy": last.get("test_accuracy"),
         "train_loss": last.get("full_train_loss"),
         "test_loss": last.get("test_loss"),
     }
-    both = row["train_accuracy"], row["test_accuracy"]
-    row["generalization_gap"] = None if None in both else both[0] - both[1]
+    train, test = row["train_accuracy"], row["test_accuracy"]
+    row["generalization_gap"] = None if train is None or test is None else train - test
     return row
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from sharpflat.batch import Batch
 from sharpflat.config import RunConfig
 from sharpflat.networks import Model, recalibrate
 from sharpflat.objective import Objective
+from sharpflat.registry import InputError
 from sharpflat.runs import files
 from sharpflat.runs.build import Resident, build_recipe, resident
 from sharpflat.runs.checkpoints import Checkpoints
@@ -38,9 +40,13 @@ def train_run(config: RunConfig, root: Path, reporter: Reporter) -> Run:
         if run.status["status"] not in DONE:
             try:
                 _Training(config, folder, reporter).go()
-            except Exception as error:
-                _write_status(folder, "failed", f"{type(error).__name__}: {error}")
+            except InputError:
                 raise
+            except Exception as error:
+                # The study goes on; the record says what happened, and a later start tries again.
+                reason = f"{type(error).__name__}: {error}"
+                _write_status(folder, "failed", reason, traceback=traceback.format_exc())
+                reporter.say(f"run {config.id}: failed: {reason}")
     return run
 
 
@@ -102,6 +108,7 @@ class _Training:
         return epochs(
             self.recipe, state, self.data.train, batch_size=self.settings["batch_size"],
             seed=self.config["seed"], first=done + 1, drop_last=self.settings["drop_last"],
+            on_segment=self.task.update,
         )  # fmt: skip
 
     def _reason_to_end(self, epoch: Epoch) -> str | None:
@@ -175,5 +182,5 @@ def _row(epoch: Epoch) -> dict[str, Any]:
     }
 
 
-def _write_status(folder: Path, status: str, reason: str | None) -> None:
-    files.write_json(folder / "status.json", {"status": status, "reason": reason})
+def _write_status(folder: Path, status: str, reason: str | None, **more: str) -> None:
+    files.write_json(folder / "status.json", {"status": status, "reason": reason, **more})

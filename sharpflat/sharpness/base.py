@@ -176,8 +176,8 @@ def _check_inputs(entry: Entry, inputs: Mapping[str, Any]) -> None:
         raise InputError(f"{entry.name}: needs {missing[0]!r}{hint}; pass it to measure")
     unknown = [name for name in inputs if name not in _INPUTS and name not in entry.inputs]
     if unknown:
-        known = (*entry.schema.model_fields, *entry.inputs)
-        raise InputError(f"{entry.name}: unknown argument {unknown[0]!r}{closest(unknown[0], known)}")
+        hint = closest(unknown[0], (*entry.schema.model_fields, *entry.inputs))
+        raise InputError(f"{entry.name}: unknown argument {unknown[0]!r}{hint}")
 
 
 _INPUTS = ("initial_params", "opt_state", "optimizer")

@@ -44,18 +44,16 @@ def hessian_top_eigenvalues(
 
     Example:
         >>> import jax.numpy as jnp, sharpflat as sf
-        >>> h = jnp.array([3.0, 2.0, 1.0])
+        >>> h, data = jnp.array([3.0, 2.0, 1.0]), (jnp.ones((1, 1)), jnp.ones(1))
         >>> bowl = sf.Objective.from_function(
-        ...     lambda w, batch: 0.5 * jnp.sum(h * w**2), jnp.zeros(3), (jnp.ones((1, 1)), jnp.ones(1)))
+        ...     lambda w, batch: 0.5 * jnp.sum(h * w**2), jnp.zeros(3), data)
         >>> sf.measure(bowl, "hessian_top_eigenvalues", k=2).details["eigenvalues"].round(4)
         array([3., 2.])
     """
     size = trees.size(objective.params)
     if k > size:
         raise InputError(f"hessian_top_eigenvalues.k: {k} is above the {size} parameters")
-    pairs = top_eigenpairs(
-        _hessian, objective, key, k, tolerance=tolerance, max_steps=max_steps
-    )
+    pairs = top_eigenpairs(_hessian, objective, key, k, tolerance=tolerance, max_steps=max_steps)
     converged = len(pairs.values) == k and bool((pairs.residuals <= tolerance).all())
     details = {
         "eigenvalues": pairs.values,

@@ -123,13 +123,14 @@ class _Best:
     """f, counted, with the best point so far remembered."""
 
     def __init__(self, box: _Box) -> None:
-        self.box, self.evaluations, self.found = box, 0, None
+        self.box, self.evaluations = box, 0
+        self.found: _Found | None = None
 
     def __call__(self, point: np.ndarray) -> tuple[float, np.ndarray]:
         value, gradient = self.box.value_and_grad(point)
         self.evaluations += 1
         if self.found is None or value > self.found.value:
-            self.found: _Found | None = _Found(point.copy(), value, gradient, 0)
+            self.found = _Found(point.copy(), value, gradient, 0)
         return value, gradient
 
     def result(self) -> _Found:
@@ -178,9 +179,7 @@ def _start(box: _Box, name: str, key: jax.Array) -> np.ndarray:
     return box.bound * signs
 
 
-def _row(
-    box: _Box, loss: float, starts: Sequence[str], found: Sequence[_Found]
-) -> dict[str, Any]:
+def _row(box: _Box, loss: float, starts: Sequence[str], found: Sequence[_Found]) -> dict[str, Any]:
     """φ by start and for the best of them, with its certificate."""
     best = max(found, key=lambda solution: solution.value)
     to_phi = 100 / (1 + loss)
@@ -188,7 +187,7 @@ def _row(
     row: dict[str, Any] = {"phi": max(0.0, to_phi * (best.value - loss))}
     for name, solution in zip(starts, found, strict=True):
         row[f"phi_{name}"] = to_phi * (solution.value - loss)
-        row[f"evaluations_{name}"] = solution.evaluations
+        row[f"evaluations_{name}"] = solution.evaluations + (name == "sign")
     row["first_order_gap"] = to_phi * reach
     row["projected_gradient"] = np.max(np.abs(box.clip(best.point + best.gradient) - best.point))
     return row

@@ -67,7 +67,8 @@ class Epoch(NamedTuple):
 
 def start(recipe: Recipe, data: Batch, seed: int) -> TrainState:
     """The state before the first update: it depends on the seed, not on the batch size."""
-    params, model_state = recipe.model.init(jax.random.fold_in(jax.random.key(seed), 0), data.inputs)
+    key = jax.random.fold_in(jax.random.key(seed), 0)
+    params, model_state = recipe.model.init(key, data.inputs)
     return TrainState(params, model_state, recipe.optimizer.init(params))
 
 
@@ -80,7 +81,7 @@ def epochs(
     seed: int,
     first: int = 1,
     drop_last: bool = False,
-    on_segment: Callable[[float], None] = lambda fraction: None,
+    on_segment: Callable[[float], None] = lambda done: None,
 ) -> Iterator[Epoch]:
     """Train without end, an epoch at a time; every example once an epoch, in a new order each.
 
@@ -95,7 +96,8 @@ def epochs(
         seed: seed of order and dropout.
         first: number of the first epoch to train.
         drop_last: leave out the smaller last batch.
-        on_segment: called with the fraction of the epoch done after each compiled segment.
+        on_segment: called after each compiled segment with the epochs done, a fraction of one
+            included.
     """
     sizes = _batch_sizes(data.size, batch_size, drop_last)
     key = jax.random.fold_in(jax.random.key(seed), 1)
@@ -117,7 +119,7 @@ def epochs(
                 if end < count or length < count:
                     jax.block_until_ready(totals)
                     length = _next_length(length, end - at, time.perf_counter() - tic)
-                    on_segment((done + end - at) / updates)
+                    on_segment(number - 1 + (done + end - at) / updates)
                 done, at = done + end - at, end
             offset += size * count
         loss, accuracy = (float(total) / offset for total in totals)

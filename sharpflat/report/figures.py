@@ -1,0 +1,60 @@
+"""A study's figures, drawn from its records and written into its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sharpflat import plots
+from sharpflat.config import Spec, resolve
+from sharpflat.registry import figures
+from sharpflat.runs import load_runs, study_folder
+from sharpflat.runs.landscapes import load_landscapes
+from sharpflat.runs.table import measurement_columns, read_table, swept_keys
+
+
+def study_records(root: str | Path, study: str) -> plots.StudyRecords:
+    """Everything the figures of a study are drawn from, as plain data."""
+    folder = study_folder(root, study)
+    rows = read_table(folder / "table.csv")
+    runs = [
+        plots.RunRecord(run.id, row["seed"], row["status"], run.swept, run.history, row)
+        for run, row in zip(load_runs(root, study), rows, strict=True)
+    ]
+    landscapes = [
+        plots.LandscapeRecord(settings["kind"], settings, arrays)
+        for settings, arrays in load_landscapes(folder / "landscapes")
+    ]
+    return plots.StudyRecords(study, swept_keys(rows), runs, landscapes, measurement_columns(rows))
+
+
+def draw(root: str | Path, study: str, asked: Sequence[Spec] | None = None) -> list[Path]:
+    """Draw the figures asked for, or all that the study has what is needed for.
+
+    Returns:
+        The PNG files; beside each lie its PDF, its numbers (CSV) and its caption.
+
+    Raises:
+        InputError: no such study, figure or argument.
+    """
+    specs: Sequence[Spec] = list(figures) if asked is None else asked
+    resolved = [resolve(figures, spec, "figures") for spec in specs]
+    records = study_records(root, study)
+    folder = study_folder(root, study) / "figures"
+    return [
+        path
+        for name, arguments in resolved
+        if (path := _drawn(records, folder, name, arguments)) is not None
+    ]
+
+
+def _drawn(
+    records: plots.StudyRecords, folder: Path, name: str, arguments: dict[str, Any]
+) -> Path | None:
+    plot = figures[name](records, **arguments)
+    if plot is None:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    plots.save(plot, folder, name)
+    return folder / f"{name}.png"

@@ -26,7 +26,8 @@ def hessian_top_eigenvalues(
 
     Lanczos (1950) with full reorthogonalisation on Hessian–vector products over all examples and
     all parameters, in rounds that grow until every pair satisfies ‖Hv − λv‖ / |λ| ≤ `tolerance`.
-    Some eigenvalue then lies within `tolerance` × |λ| of each λ. Units: loss per squared parameter.
+    Some eigenvalue then lies within `tolerance` × |λ| of each λ; an eigenvalue of exactly zero
+    cannot be certified so, and ends unconverged. Units: loss per squared parameter.
 
     Args:
         objective: where to measure.

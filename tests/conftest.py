@@ -1,0 +1,17 @@
+"""What all tests share: strict JAX, and no writing outside temporary folders."""
+
+import os
+
+os.environ.setdefault("SHARPFLAT_COMPILATION_CACHE", "off")
+
+import jax
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def x64():
+    """Double precision while the test lasts."""
+    with jax.enable_x64(True):
+        yield

@@ -1,0 +1,28 @@
+"""Problems with known answers, shared by the tests."""
+
+import jax.numpy as jnp
+import numpy as np
+
+import sharpflat as sf
+
+ONE = (jnp.ones((1, 1)), jnp.ones(1))
+
+
+def rotated(spectrum, seed=0):
+    """A dense symmetric matrix with the given eigenvalues, in double precision."""
+    spectrum = np.asarray(spectrum, dtype=np.float64)
+    gaussian = np.random.default_rng(seed).normal(size=(len(spectrum), len(spectrum)))
+    basis, _ = np.linalg.qr(gaussian)
+    return (basis * spectrum) @ basis.T
+
+
+def quadratic(matrix, minimum=None, floor=0.0):
+    """f(w) = ½ (w − m)ᵀ H (w − m) + floor, at w = m: gradient zero, Hessian H."""
+    matrix = jnp.asarray(matrix, jnp.result_type(float))
+    center = jnp.zeros(len(matrix)) if minimum is None else jnp.asarray(minimum, matrix.dtype)
+
+    def loss(params, batch):
+        step = params["w"] - center
+        return 0.5 * step @ matrix @ step + floor
+
+    return sf.Objective.from_function(loss, {"w": center}, ONE)

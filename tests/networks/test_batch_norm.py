@@ -1,0 +1,53 @@
+"""Re-estimated batch-norm averages."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sharpflat as sf
+from sharpflat.networks import recalibrate
+
+DATA = sf.Batch(jax.random.normal(jax.random.key(0), (24, 5)) * 3 + 1, jnp.zeros(24, jnp.int32))
+
+
+@pytest.fixture(scope="module")
+def network():
+    model = sf.Model.of(sf.models["mlp"](3, width=4, depth=1, batch_norm=True))
+    return model, *model.init(jax.random.key(1), DATA.inputs)
+
+
+def test_averages_are_those_of_the_data(network):
+    """The mean and the variance itself, not its root (classic mistake 5)."""
+    model, params, state = network
+    after = recalibrate(model, params, state, DATA, chunk=24)["batch_stats"]["BatchNorm_0"]
+    hidden = DATA.inputs @ params["Dense_0"]["kernel"] + params["Dense_0"]["bias"][None]
+    np.testing.assert_allclose(after["mean"], hidden.mean(axis=0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(after["var"], hidden.var(axis=0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("chunk", [7, 10])
+def test_a_smaller_last_chunk_counts_by_its_size(network, chunk):
+    model, params, state = network
+    after = recalibrate(model, params, state, DATA, chunk)["batch_stats"]["BatchNorm_0"]
+    hidden = DATA.inputs @ params["Dense_0"]["kernel"]
+    np.testing.assert_allclose(after["mean"], hidden.mean(axis=0), rtol=1e-4, atol=1e-5)
+    variances = [
+        (part.var(axis=0), len(part)) for part in np.split(hidden, range(chunk, 24, chunk))
+    ]
+    expected = sum(v * n for v, n in variances) / 24
+    np.testing.assert_allclose(after["var"], expected, rtol=1e-4)
+
+
+def test_old_averages_leave_no_trace(network):
+    model, params, state = network
+    other = jax.tree.map(lambda leaf: leaf + 100.0, state)
+    one, two = (recalibrate(model, params, s, DATA, 24) for s in (state, other))
+    for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_model_without_averages_keeps_its_state():
+    model = sf.Model.of(sf.models["mlp"](3, width=4))
+    params, state = model.init(jax.random.key(1), DATA.inputs)
+    assert recalibrate(model, params, state, DATA, 24) == state

@@ -1,0 +1,92 @@
+"""λmax against prescribed spectra and dense Hessians."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import quadratic, rotated
+from jax.flatten_util import ravel_pytree
+
+import sharpflat as sf
+
+SPECTRA = {
+    "spread": np.linspace(0, 10, 60),
+    "outlier": [100.0, *np.linspace(0, 1, 40)],
+    "clustered": [5.0, 5.0, 5.0, 1.0, 0.5, *[0.0] * 30],
+    "identity": [3.0] * 5,
+    "indefinite": [4.0, 1.0, 0.5, -9.0, -20.0],
+    "negative": [-1.0, -2.0, -3.0],
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "k"),
+    [
+        ("spread", 3),
+        ("outlier", 1),
+        ("clustered", 4),
+        ("identity", 3),
+        ("indefinite", 3),
+        ("negative", 1),
+    ],
+)
+def test_prescribed_spectrum_in_double_precision(name, k, x64):
+    """Any multiplicity is found and nothing twice (classic mistake 4); 1e-6 relative."""
+    spectrum = np.sort(SPECTRA[name])[::-1]
+    estimate = sf.measure(quadratic(rotated(spectrum)), "hessian_top_eigenvalues", k=k)
+    assert estimate.converged
+    np.testing.assert_allclose(estimate.details["eigenvalues"], spectrum[:k], rtol=2e-6, atol=1e-9)
+    assert (estimate.details["residuals"] <= 1e-3).all()
+    assert estimate.value == estimate.details["eigenvalues"][0]
+
+
+@pytest.mark.parametrize("name", ["spread", "clustered", "indefinite"])
+def test_prescribed_spectrum_in_single_precision(name):
+    estimate = sf.measure(quadratic(rotated(SPECTRA[name])), "hessian_top_eigenvalues")
+    assert estimate.converged
+    assert estimate.value == pytest.approx(max(SPECTRA[name]), rel=1e-3)
+
+
+def test_no_curvature_at_all():
+    estimate = sf.measure(quadratic(np.zeros((4, 4))), "hessian_top_eigenvalues")
+    assert (estimate.value, estimate.converged) == (0.0, True)
+
+
+def test_relu_network_against_its_dense_hessian(x64):
+    rng = np.random.default_rng(0)
+    data = jnp.asarray(rng.normal(size=(30, 6))), jnp.asarray(rng.integers(0, 3, 30))
+    model = sf.Model.of(sf.models["mlp"](3, width=5, depth=1))
+    params, _ = model.init(jax.random.key(0), data[0])
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
+    objective = sf.Objective.from_model(model, params, {}, data, chunk=7)
+    vector, unravel = ravel_pytree(params)
+    dense = jax.hessian(lambda w: objective.loss(unravel(w)))(vector)
+    expected = np.linalg.eigvalsh(dense)[::-1][:4]
+    estimate = sf.measure(objective, "hessian_top_eigenvalues", k=4, tolerance=1e-5)
+    np.testing.assert_allclose(estimate.details["eigenvalues"], expected, rtol=1e-6)
+
+
+def test_too_few_steps_are_not_called_converged():
+    """A fixed small number of steps gives a wrong value without a word (classic mistake 17)."""
+    spectrum = np.linspace(0, 1, 400) ** 0.25
+    estimate = sf.measure(
+        quadratic(rotated(spectrum)), "hessian_top_eigenvalues", max_steps=4, tolerance=1e-4
+    )
+    assert not estimate.converged
+    assert estimate.standard_error is None
+    assert estimate.details["residuals"][0] > 1e-4
+
+
+def test_steps_grow_until_the_residual_holds():
+    spectrum = 1 - np.arange(300) / 3e4
+    estimate = sf.measure(
+        quadratic(rotated(spectrum)), "hessian_top_eigenvalues", tolerance=1e-4, max_steps=300
+    )
+    assert estimate.converged
+    assert estimate.details["products"] > 21
+    assert estimate.value == pytest.approx(1.0, rel=1e-4)
+
+
+def test_k_above_the_number_of_parameters_is_refused():
+    with pytest.raises(sf.InputError, match="k: 6 is above the 5 parameters"):
+        sf.measure(quadratic(np.eye(5)), "hessian_top_eigenvalues", k=6)

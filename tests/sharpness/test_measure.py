@@ -1,0 +1,126 @@
+"""measure: one metric or many, inputs, errors, shared passes."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import quadratic
+
+import sharpflat as sf
+from sharpflat.registry import metrics
+from sharpflat.sharpness import measure_each
+
+BOWL = np.diag([3.0, 2.0, 1.0])
+CALLS = []
+
+
+def draw(objective, key, scale):
+    step = scale * jax.random.normal(key, (3,))
+    return objective.loss({"w": objective.params["w"] + step})
+
+
+def expensive(objective, key):
+    CALLS.append(1)
+    return 1.0
+
+
+@pytest.fixture
+def own():
+    """User's metrics, gone after the test."""
+
+    @sf.metric
+    def mean_loss_nearby(objective, key, *, scale: sf.Positive = 0.1, draws: int = 200):
+        """Mean loss under Gaussian noise."""
+        return sf.Estimate.from_samples(sf.map_draws(draw, objective, key, draws, scale))
+
+    @sf.metric
+    def distance(objective, key, *, initial_params):
+        """Distance from the start."""
+        step = sf.trees.sub(objective.params, initial_params)
+        return sf.Estimate(sf.trees.norm(step), 0.0, True)
+
+    @sf.metric
+    def sharing_one(objective, key):
+        """Shares a pass."""
+        return sf.Estimate(objective.shared(expensive, key), 0.0, True)
+
+    @sf.metric
+    def sharing_two(objective, key):
+        """Shares it too."""
+        return sf.Estimate(objective.shared(expensive, key), 0.0, True)
+
+    @sf.metric
+    def broken(objective, key):
+        """Raises."""
+        raise RuntimeError("no luck")
+
+    yield
+    for name in ("mean_loss_nearby", "distance", "sharing_one", "sharing_two", "broken"):
+        del metrics._entries[name]
+
+
+def test_one_by_name_and_several_in_order(own):
+    objective = quadratic(BOWL)
+    one = sf.measure(objective, "hessian_top_eigenvalues", k=2)
+    several = sf.measure(
+        objective, ["keskar_sharpness", {"hessian_top_eigenvalues": {"k": 2}}, "mean_loss_nearby"]
+    )
+    assert isinstance(several, list)
+    assert several[1].value == one.value
+    assert len(several) == 3
+
+
+def test_draws_have_a_standard_error_that_covers(own):
+    """E ½ δᵀHδ = ½ σ² tr H."""
+    estimate = sf.measure(quadratic(BOWL), "mean_loss_nearby", scale=0.1, draws=400)
+    assert abs(estimate.value - 0.5 * 0.01 * 6) < 4 * estimate.standard_error
+    assert 0 < estimate.standard_error < 0.01
+
+
+def test_inputs_are_handed_over_and_missing_ones_named(own):
+    objective = quadratic(BOWL, [1.0, 2.0, 2.0])
+    start = {"w": jnp.zeros(3)}
+    assert sf.measure(objective, "distance", initial_params=start).value == pytest.approx(3.0)
+    assert sf.measure(objective, ["distance"], initial_params=start)[0].value == pytest.approx(3.0)
+    with pytest.raises(sf.InputError, match="distance: needs 'initial_params'"):
+        sf.measure(objective, "distance")
+
+
+def test_passes_are_shared_within_one_call_only(own):
+    CALLS.clear()
+    sf.measure(quadratic(BOWL), ["sharing_one", "sharing_two"])
+    assert len(CALLS) == 1
+    sf.measure(quadratic(BOWL), "sharing_one")
+    assert len(CALLS) == 2
+
+
+def test_an_error_ends_only_its_own_metric(own):
+    requests = [("broken", {}), ("hessian_top_eigenvalues", {})]
+    broken, whole = measure_each(quadratic(BOWL), requests, 0, {})
+    assert str(broken.error) == "no luck"
+    assert whole.estimate.value == pytest.approx(3.0, rel=1e-3)
+    with pytest.raises(RuntimeError, match="no luck"):
+        sf.measure(quadratic(BOWL), "broken")
+
+
+@pytest.mark.parametrize(
+    ("spec", "keywords", "message"),
+    [
+        ("keskar_sharpnes", {}, "did you mean 'keskar_sharpness'"),
+        ("hessian_top_eigenvalues", {"kk": 2}, "unknown key 'kk'"),
+        ("hessian_top_eigenvalues", {"k": 0}, "hessian_top_eigenvalues.k"),
+        (["hessian_top_eigenvalues"], {"kk": 2}, "unknown argument 'kk'"),
+        ([{"a": {}, "b": {}}], {}, "expected a name or"),
+    ],
+)
+def test_bad_requests_are_refused_before_any_work(spec, keywords, message):
+    with pytest.raises(sf.InputError, match=message):
+        sf.measure(quadratic(BOWL), spec, **keywords)
+
+
+def test_from_samples():
+    estimate = sf.Estimate.from_samples([1.0, 2.0, 3.0])
+    assert estimate.value == 2.0
+    assert estimate.standard_error == pytest.approx(1 / np.sqrt(3))
+    assert sf.Estimate.from_samples([1.0]).standard_error is None
+    assert not sf.Estimate.from_samples([1.0, np.inf, 2.0]).converged

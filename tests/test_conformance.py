@@ -1,0 +1,134 @@
+"""What every registered metric, model, data set, optimizer and figure keeps to.
+
+A new entry is held to this by being registered: nothing here names one.
+"""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sharpflat as sf
+from sharpflat.registry import InputError
+
+IMAGES = {"c1": (2, 32, 32, 3), "c2": (2, 32, 32, 3), "c3": (2, 32, 32, 3), "c4": (2, 32, 32, 3)}
+DOWNLOADED = {"mnist", "cifar10", "cifar100", "arrays"}
+KINDS = {
+    "metric": sf.metrics,
+    "model": sf.models,
+    "data set": sf.datasets,
+    "optimizer": sf.optimizers,
+    "figure": sf.figures,
+}
+
+
+@pytest.fixture(scope="module")
+def objective():
+    rng = np.random.default_rng(0)
+    inputs = jnp.asarray(rng.normal(size=(40, 6)), jnp.float32)
+    labels = jnp.asarray(rng.integers(0, 3, 40))
+    model = sf.Model.of(sf.models["mlp"](3, width=5, depth=1, batch_norm=True))
+    params, state = model.init(jax.random.key(0), inputs)
+    return sf.Objective.from_model(model, params, state, (inputs, labels), chunk=20)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind, entries in KINDS.items() for name in entries]
+)
+def test_every_entry_documents_itself(kind, name):
+    entry = KINDS[kind][name]
+    assert entry.summary.endswith((".", ")")), "the docstring's first line is a sentence"
+    assert name in entry.description
+    for field, info in entry.schema.model_fields.items():
+        assert info.annotation is not inspect.Parameter.empty, f"{field} has no type"
+    with pytest.raises(InputError, match="no_such_argument"):
+        entry.arguments({"no_such_argument": 1})
+
+
+@pytest.mark.parametrize("name", sf.metrics)
+def test_metric_is_a_finite_scalar_reproducible_by_seed(name, objective):
+    first, again = (sf.measure(objective, name, seed=3) for _ in range(2))
+    assert isinstance(first, sf.Estimate)
+    assert isinstance(first.value, float)
+    assert np.isfinite(first.value)
+    assert first.value == again.value
+    assert first.standard_error is None or first.standard_error >= 0
+    assert isinstance(first.converged, bool)
+    assert all(np.asarray(detail).dtype != object for detail in first.details.values())
+
+
+@pytest.mark.parametrize("name", sf.metrics)
+def test_metric_does_not_recompile_on_the_second_call(name, objective):
+    sf.measure(objective, name, seed=0)
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda event, seconds, **_: compiled.append(event) if "backend_compile" in event else None
+    )
+    try:
+        sf.measure(objective, name, seed=1)
+    finally:
+        jax.monitoring.clear_event_listeners()
+    assert not compiled
+
+
+@pytest.mark.parametrize("name", sf.metrics)
+def test_metric_docstring_holds_formula_returns_and_source_of_its_arguments(name):
+    text = sf.metrics[name].description
+    for argument in sf.metrics[name].schema.model_fields:
+        assert f"{argument}:" in text
+    assert "Returns:" in text
+    assert ">>>" in text
+
+
+@pytest.mark.parametrize("name", sf.metrics)
+def test_metric_refuses_parameters_that_are_not_finite(name, objective):
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, objective.params)
+    bad = sf.Objective.from_model(
+        objective.model, broken, objective.model_state, objective.data, chunk=20
+    )
+    with pytest.raises(InputError, match="not finite"):
+        sf.measure(bad, name)
+
+
+@pytest.mark.parametrize("name", sf.models)
+def test_model_gives_finite_outputs_and_compiles_once(name):
+    inputs = jax.random.normal(jax.random.key(0), IMAGES.get(name, (2, 12)))
+    model = sf.Model.of(sf.models[name](7))
+    assert model == sf.Model.of(sf.models[name](7))
+    shape = jax.eval_shape(model.init, jax.random.key(1), inputs)
+    assert jax.tree.leaves(shape[0])
+
+    def outputs(key, inputs):
+        params, state = model.init(key, inputs)
+        return model.apply(params, state, inputs, batch_statistics=True, dropout=False)[0]
+
+    if name in IMAGES:  # compiling the large ones takes minutes; their own tests run them
+        assert jax.eval_shape(outputs, jax.random.key(1), inputs).shape == (2, 7)
+        return
+    program = jax.jit(outputs)
+    first = program(jax.random.key(1), inputs)
+    assert first.shape == (2, 7)
+    assert jnp.isfinite(first).all()
+    assert (program(jax.random.key(1), inputs) == first).all()
+    assert program._cache_size() == 1
+
+
+@pytest.mark.parametrize("name", [name for name in sf.datasets if name not in DOWNLOADED])
+def test_data_set_is_whole_and_reproducible(name):
+    one, same = sf.datasets[name](), sf.datasets[name]()
+    assert one.digest == same.digest
+    for split in (one.train, one.test):
+        assert split.inputs.dtype == np.float32
+        assert len(split.inputs) == len(split.labels) > 0
+        assert set(np.unique(split.labels)) <= set(range(one.classes))
+
+
+@pytest.mark.parametrize("name", sf.optimizers)
+def test_optimizer_moves_parameters_finitely(name):
+    rule = sf.optimizers[name]()
+    params = {"w": jnp.ones(3), "b": jnp.zeros(())}
+    gradient = jax.tree.map(jnp.ones_like, params)
+    update, _ = rule.update(gradient, rule.init(params), params)
+    assert all((leaf < 0).all() and jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(update))

@@ -45,7 +45,7 @@ def run(
         done = runs.run(study, root, reporter)
     report.draw(root, study.study, study.figures)
     _show(root, study.study)
-    _exit_with_failures(done)
+    _exit_with(runs.failures(done, study))
 
 
 @app.command()
@@ -58,7 +58,8 @@ def train(
 
     study = runs.load_config(config, overrides or [], plugin or [])
     with shown() as reporter:
-        _exit_with_failures(runs.train(study, root, reporter))
+        done = runs.train(study, root, reporter)
+    _exit_with(runs.failures(done))
 
 
 @app.command()
@@ -71,7 +72,8 @@ def measure(
 
     study = runs.load_config(config, overrides or [], plugin or [])
     with shown() as reporter:
-        _exit_with_failures(runs.measure(study, root, reporter))
+        done = runs.measure(study, root, reporter)
+    _exit_with(runs.failures(done, study))
 
 
 @app.command()
@@ -133,7 +135,6 @@ def list_entries(
     if kind == "config":
         print(json.dumps(Config.model_json_schema(), indent=2))
         return
-    from sharpflat import plots  # noqa: F401 — registers the figures
     from sharpflat.runs.setup import fill_registries
 
     fill_registries()
@@ -153,7 +154,7 @@ def _show(root: str, study: str) -> None:
 
     from sharpflat.report import study_table
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = max(console.width, 110)
     console.print(study_table(root, study))
@@ -165,19 +166,8 @@ def _print_plan(rows: list[Any]) -> None:
         print(f"{record.id}  {settings}  {status}, {missing} measurements to make")
 
 
-def _exit_with_failures(done: list[Any]) -> None:
+def _exit_with(failures: list[str]) -> None:
     """Exit status 1 if a training or a measurement failed; its record says why."""
-    failures = [
-        f"run {record.id}: {record.status['status']}: {record.status['reason']}"
-        for record in done
-        if record.status["status"] == "failed"
-    ]
-    failures += [
-        f"run {record.id}: {row['metric']}: {row['error']}"
-        for record in done
-        for row in record.measurements
-        if row["error"] is not None
-    ]
     for line in failures:
         print(f"sharpflat: {line}", file=sys.stderr)
     if failures:
@@ -191,7 +181,7 @@ def main() -> None:
     try:
         app()
     except InputError as error:
-        print(f"sharpflat: {error}", file=sys.stderr)
+        print(f"sharpflat: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -20,7 +20,6 @@ from sharpflat.registry import (
     Count,
     Finite,
     InputError,
-    NaturalNumber,
     NonNegative,
     Positive,
     Registry,
@@ -29,7 +28,9 @@ from sharpflat.registry import (
 )
 
 Policy = Literal["batch", "running", "recalibrated"]
+Seed = Annotated[int, pydantic.Field(ge=0, lt=2**31)]  # JAX's integers have 32 bits
 Spec = str | dict[str, Any]
+Values = Annotated[list[Any], pydantic.Field(min_length=1)]
 SWEEPABLE = ("dataset", "model", "train")
 
 
@@ -74,15 +75,15 @@ class Measure(Strict):
     chunk: Count = 1000
     batch_norm: Annotated[list[Policy], pydantic.Field(min_length=1)] = ["running"]
     metrics: list[Spec] = []
-    seed: NaturalNumber = 0
-    seeds: list[NaturalNumber] | None = None
+    seed: Seed = 0
+    seeds: list[Seed] | None = None
 
 
 class Line(Strict):
     """f((1 − α) start + α end) between the smallest and the largest value of a swept key."""
 
     key: str = "train.batch_size"
-    seed: NaturalNumber = 0
+    seed: Seed = 0
     points: Annotated[int, pydantic.Field(ge=2)] = 25
     alpha: Annotated[list[Finite], pydantic.Field(min_length=2, max_length=2)] = [-1.0, 2.0]
     batch_norm: Policy = "recalibrated"
@@ -103,8 +104,8 @@ class Config(Strict):
     dataset: dict[str, Any]
     model: dict[str, Any]
     train: Train
-    seeds: Count | Annotated[list[NaturalNumber], pydantic.Field(min_length=1)] = 1
-    sweep: dict[str, list[Any]] | list[dict[str, Any]] = {}
+    seeds: Count | Annotated[list[Seed], pydantic.Field(min_length=1)] = 1
+    sweep: dict[str, Values] | list[dict[str, Any]] = {}
     measure: Measure | list[Measure] = Measure()
     landscape: list[Landscape] = []
     figures: list[Spec] | None = None
@@ -219,13 +220,13 @@ def check(content: Mapping[str, Any]) -> Config:
 
 def cells(config: Config) -> list[RunConfig]:
     """The runs of a study: settings in order, seeds within each; duplicates count once."""
-    base = json.loads(config.model_dump_json(include={"dataset", "model", "train"}))
+    base = config.model_dump(include={"dataset", "model", "train"})
     runs: dict[str, RunConfig] = {}
     for setting in config.settings():
         content = copy.deepcopy(base)
         for key, value in setting.items():
-            if key.partition(".")[0] not in SWEEPABLE:
-                raise InputError(f"sweep.{key}: only keys below {', '.join(SWEEPABLE)} are swept")
+            if (room := key.partition(".")[0]) not in SWEEPABLE:
+                raise InputError(f"sweep.{key}: {room!r} cannot be swept{closest(room, SWEEPABLE)}")
             _set(content, key, value, f"sweep.{key}")
         resolved = _resolved(content)
         swept = {key: _get(resolved, key) for key in config.swept_keys}
@@ -247,10 +248,12 @@ def _resolved(content: dict[str, Any]) -> dict[str, Any]:
 
 def named(entries: Registry, spec: Mapping[str, Any], where: str) -> dict[str, Any]:
     """`{name: ..., argument: ...}` with all arguments, checked against the entry's."""
+    if not isinstance(spec, Mapping):
+        raise InputError(f"{where}: expected {{name: ..., argument: ...}}, got {spec!r}")
     if "name" not in spec:
         raise InputError(f"{where}.name: is required; known: {', '.join(entries)}")
     rest = {key: value for key, value in spec.items() if key != "name"}
-    if spec["name"] not in entries:
+    if not isinstance(spec["name"], str) or spec["name"] not in entries:
         raise InputError(
             f"{where}.name: unknown {entries.kind} {spec['name']!r}{closest(spec['name'], entries)}"
         )
@@ -267,7 +270,8 @@ def resolve(entries: Registry, spec: Spec, where: str) -> tuple[str, dict[str, A
     ((name, arguments),) = spec.items()
     if name not in entries:
         raise InputError(f"{where}: unknown {entries.kind} {name!r}{closest(name, entries)}")
-    checked = entries[name].arguments(arguments or {}, f"{where}.{name}")
+    given = {} if arguments is None else arguments
+    checked = entries[name].arguments(given, f"{where}.{name}")
     return name, json.loads(json.dumps(checked))
 
 
@@ -320,12 +324,12 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML, with `1e-3` a number as YAML 1.2 has it, and a key given twice refused."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        twice = [key for i, key in enumerate(keys) if key in keys[:i]]
-        if twice:
-            raise yaml.MarkedYAMLError(
-                problem=f"key {twice[0]!r} is given twice", problem_mark=node.start_mark
-            )
+        keys = [key for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for i, key in enumerate(keys):
+            if key.value in [other.value for other in keys[:i]]:
+                raise yaml.MarkedYAMLError(
+                    problem=f"key {key.value!r} is given twice", problem_mark=key.start_mark
+                )
         return super().construct_mapping(node, deep=deep)
 
 
@@ -344,3 +348,5 @@ def _parse(text: str, where: str) -> Any:
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).replace("\n", " ")
         raise InputError(f"{where}{place}: broken YAML: {problem}") from None
+    except (ValueError, RecursionError) as error:  # a date such as 2024-13-45, endless nesting
+        raise InputError(f"{where}: broken YAML: {error}") from None

@@ -12,12 +12,12 @@ import difflib
 import hashlib
 import importlib
 import importlib.metadata
-import importlib.util
 import inspect
 import json
 import pkgutil
 import sys
 import textwrap
+import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -62,22 +62,27 @@ def validate(schema: type[pydantic.BaseModel], data: Any, where: str) -> pydanti
         raise InputError(f"{where or 'config'}: expected a mapping of arguments, got {data!r}")
     try:
         text = json.dumps(dict(data), default=str)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise InputError(f"{where or 'config'}: {error}") from None
     try:
         # JSON mode is strict but for what YAML lacks: a list may stand for a tuple.
         return schema.model_validate_json(text)
     except pydantic.ValidationError as error:
-        raise InputError(_explain(schema, error, where)) from None
+        raise InputError(_explain(schema, error, json.loads(text), where)) from None
 
 
-def _explain(schema: type[pydantic.BaseModel], error: pydantic.ValidationError, where: str) -> str:
-    first = error.errors()[0]
-    path = [where] if where else []
-    path += [str(part) for part in first["loc"]]
-    key = ".".join(path) or "config"
+def _explain(
+    schema: type[pydantic.BaseModel], error: pydantic.ValidationError, data: Any, where: str
+) -> str:
+    # Of a union's branches the one that got furthest was meant; a misspelt key is told before
+    # the one that it leaves missing.
+    first = max(error.errors(), key=lambda e: (len(e["loc"]), e["type"] == "extra_forbidden"))
+    path = _path(first["loc"], data)
+    if first["type"] == "missing":
+        path.append(first["loc"][-1])
+    key = ".".join(map(str, [where, *path] if where else path)) or "config"
     if first["type"] == "extra_forbidden":
-        known = _fields_at(schema, first["loc"][:-1])
+        known = _fields_at(schema, path[:-1])
         return f"{key}: unknown key {path[-1]!r}{closest(path[-1], known)}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
@@ -85,15 +90,33 @@ def _explain(schema: type[pydantic.BaseModel], error: pydantic.ValidationError, 
     return f"{key}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
 
 
-def _fields_at(schema: Any, loc: Iterable[Any]) -> list[str]:
+def _path(loc: Iterable[Any], data: Any) -> list[Any]:
+    """The parts of `loc` that are keys of `data`; the others name branches of a union."""
+    path = []
     for part in loc:
-        field = schema.model_fields.get(part)
-        candidates = [field.annotation, *typing.get_args(field.annotation)] if field else []
-        models = [c for c in candidates if inspect.isclass(c) and issubclass(c, pydantic.BaseModel)]
-        if not models:
-            return []
-        schema = models[0]
-    return list(schema.model_fields)
+        if (
+            part in data
+            if isinstance(data, dict)
+            else isinstance(data, list) and part in range(len(data))
+        ):
+            path.append(part)
+            data = data[part]
+    return path
+
+
+def _fields_at(schema: type[pydantic.BaseModel], path: Iterable[Any]) -> list[str]:
+    schemas = [schema]
+    for part in path:
+        if not isinstance(part, int):  # the elements of a list share its schema
+            fields = [s.model_fields[part] for s in schemas if part in s.model_fields]
+            schemas = [s for field in fields for s in _schemas_in(field.annotation)]
+    return [name for s in schemas for name in s.model_fields]
+
+
+def _schemas_in(annotation: Any) -> list[type[pydantic.BaseModel]]:
+    if inspect.isclass(annotation) and issubclass(annotation, pydantic.BaseModel):
+        return [annotation]
+    return [s for part in typing.get_args(annotation) for s in _schemas_in(part)]
 
 
 @dataclass(frozen=True)
@@ -261,14 +284,12 @@ def load_plugin(path: str | Path) -> None:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"plugin {path}: no such file")
-    name = f"sharpflat_plugin_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
-        raise InputError(f"plugin {path}: not a Python file")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
+    module = types.ModuleType(f"sharpflat_plugin_{path.stem}")
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module
     try:
-        spec.loader.exec_module(module)
+        # Not through the import system: its cache takes an edit within a second for no edit.
+        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
     except InputError:
         raise
     except Exception as error:

@@ -1,6 +1,9 @@
 """Configs: strict, overridden, swept, and the ids of what they ask for."""
 
+import subprocess
+import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import yaml
@@ -11,6 +14,7 @@ from sharpflat import config as configs
 from sharpflat import registry
 from sharpflat.runs.setup import fill_registries
 
+CONFIGS = Path(__file__).parents[1] / "configs"
 fill_registries()  # a room that is first imported during a test would register for that test only
 
 
@@ -328,7 +332,7 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def test_the_contract(tmp_path):
-    config = sf.load_config("configs/quickstart.yaml", ["train.batch_size=64"])
+    config = sf.load_config(CONFIGS / "quickstart.yaml", ["train.batch_size=64"])
     runs = configs.cells(config)
     assert set(sizes(runs)) == {64}
     assert len(runs) == 10  # two numbers of epochs, five seeds
@@ -452,18 +456,13 @@ def test_plugins_given_beside_the_config(tmp_path, monkeypatch):
 
 
 def test_every_config_that_we_ship_loads():
-    from pathlib import Path
-
-    files = sorted(Path("configs").rglob("*.yaml"))
+    files = sorted(CONFIGS.rglob("*.yaml"))
     assert files
     for file in files:
         assert configs.cells(sf.load_config(file))
 
 
 def test_a_config_loads_figures_in_a_process_that_has_not_drawn(tmp_path):
-    import subprocess
-    import sys
-
     path = write(tmp_path, figures=["line"])
     code = f"import sharpflat as sf; print(sf.load_config({str(path)!r}).figures)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

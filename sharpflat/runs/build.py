@@ -13,8 +13,9 @@ import optax
 from sharpflat.batch import Batch
 from sharpflat.data import Dataset
 from sharpflat.networks import Model
+from sharpflat.networks.adapter import has_batch_norm
 from sharpflat.objective import LOSSES
-from sharpflat.registry import InputError, datasets, models
+from sharpflat.registry import Entry, InputError, datasets, models
 from sharpflat.training import Recipe, TrainState, make_optimizer, start
 
 
@@ -28,14 +29,14 @@ class Resident(NamedTuple):
 
 def resident(spec: dict[str, Any]) -> Resident:
     """The data set that `spec` (`{name: ..., argument: ...}`) asks for; kept for the next call."""
-    return _resident(json.dumps(spec, sort_keys=True))
+    arguments = {**spec}
+    entry = datasets[arguments.pop("name")]
+    return _resident(entry, json.dumps(arguments, sort_keys=True))
 
 
 @functools.lru_cache(maxsize=2)
-def _resident(spec: str) -> Resident:
-    arguments = json.loads(spec)
-    entry = datasets[arguments.pop("name")]
-    dataset = entry(**entry.arguments(arguments))
+def _resident(entry: Entry, arguments: str) -> Resident:
+    dataset = entry(**entry.arguments(json.loads(arguments)))
     train, test = (jax.tree.map(jnp.asarray, split) for split in (dataset.train, dataset.test))
     return Resident(dataset, Batch(*train), Batch(*test))
 
@@ -63,6 +64,29 @@ def make_optimizer_of(config: dict[str, Any]) -> optax.GradientTransformation:
     """The optimizer of a resolved run config."""
     rule = {**config["train"]["optimizer"]}
     return make_optimizer(rule.pop("name"), rule)
+
+
+def check_chunk(
+    config: dict[str, Any],
+    split: str,
+    examples: int | None,
+    chunk: int,
+    batch_norm: str,
+    where: str,
+) -> None:
+    """Refuse a chunk that does not divide the examples where that is part of the definition.
+
+    Raises:
+        InputError: begins with `where`.
+    """
+    if batch_norm != "batch" or not has_batch_norm(state_like(config).model_state):
+        return
+    examples = examples or getattr(resident(config["dataset"]), split).size
+    if examples % min(chunk, examples):
+        raise InputError(
+            f"{where} does not divide the {examples} {split} examples of "
+            f"{config['dataset']['name']!r}, as it must under batch_norm 'batch'"
+        )
 
 
 def state_like(config: dict[str, Any]) -> TrainState:

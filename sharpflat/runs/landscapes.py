@@ -6,14 +6,15 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
-from sharpflat.config import Config, Line
+from sharpflat.config import Config, Line, RunConfig
 from sharpflat.landscape import line
 from sharpflat.registry import InputError, closest
 from sharpflat.runs import files
+from sharpflat.runs.build import check_chunk
 from sharpflat.runs.progress import Reporter
 from sharpflat.runs.record import Run
 
@@ -41,22 +42,69 @@ def compute_landscapes(
 def load_landscapes(folder: Path) -> list[tuple[dict[str, Any], dict[str, np.ndarray]]]:
     """Settings and arrays of every landscape in `folder`."""
     found = []
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.glob("[!.]*.json")):  # a kill may leave a hidden temporary file
         with np.load(path.with_suffix(".npz"), allow_pickle=False) as file:
             found.append((files.read_json(path), dict(file)))
     return found
 
 
 def endpoints(settings: Line, runs: Sequence[Run]) -> tuple[Run, Run] | None:
-    """The finished runs of one seed with the smallest and the largest value of the swept key."""
-    if runs and settings.key not in runs[0].swept:
-        hint = closest(settings.key, runs[0].swept)
-        raise InputError(f"landscape.line.key: {settings.key!r} is not swept{hint}")
-    finished = [run for run in runs if run.finished and run.seed == settings.seed]
-    finished.sort(key=lambda run: run.swept[settings.key])
-    if not finished or finished[0].swept[settings.key] == finished[-1].swept[settings.key]:
+    """The finished runs of one seed with the smallest and the largest value of the swept key.
+
+    None where the two have the same value, or are of different networks or data.
+    """
+    ends = _extremes(settings, [run for run in runs if run.finished and run.seed == settings.seed])
+    if ends is None or _differing(ends[0].config, ends[1].config):
         return None
-    return finished[0], finished[-1]
+    return ends
+
+
+def check_landscapes(config: Config, cells: Sequence[RunConfig]) -> None:
+    """Refuse, before any work, a line that cannot be drawn between this study's runs.
+
+    Raises:
+        InputError: a key that is not swept, has no order, or whose ends are of different networks
+            or data; a chunk that `batch` does not allow.
+    """
+    for landscape in config.landscape:
+        line = landscape.line
+        if line.key not in config.swept_keys:
+            hint = closest(line.key, config.swept_keys)
+            raise InputError(f"landscape.line.key: {line.key!r} is not swept{hint}")
+        ends = _extremes(line, [cell for cell in cells if cell.seed == line.seed])
+        if ends is None:
+            continue
+        part = _differing(ends[0].resolved(), ends[1].resolved())
+        if part:
+            raise InputError(
+                f"landscape.line.key: the runs with the smallest and the largest {line.key} "
+                f"differ in {part!r}, so that there is no line between them"
+            )
+        for end in ends:
+            for split in ("train", "test"):
+                where = f"landscape.line.chunk: {line.chunk}"
+                check_chunk(end.resolved(), split, None, line.chunk, line.batch_norm, where)
+
+
+T = TypeVar("T", Run, RunConfig)
+
+
+def _extremes(settings: Line, runs: Sequence[T]) -> tuple[T, T] | None:
+    """Those with the smallest and the largest value of the key, if it has two values."""
+    values = [run.swept[settings.key] for run in runs]
+    try:
+        ordered = sorted(range(len(runs)), key=values.__getitem__)
+    except TypeError:
+        raise InputError(
+            f"landscape.line.key: the values of {settings.key!r} have no order"
+        ) from None
+    if not runs or values[ordered[0]] == values[ordered[-1]]:
+        return None
+    return runs[ordered[0]], runs[ordered[-1]]
+
+
+def _differing(start: dict[str, Any], end: dict[str, Any]) -> str | None:
+    return next((part for part in ("dataset", "model") if start[part] != end[part]), None)
 
 
 def _settings(settings: Line, start: Run, end: Run) -> dict[str, Any]:

@@ -10,15 +10,20 @@ import jax
 import numpy as np
 
 from sharpflat.config import Config, Policy, resolve
-from sharpflat.registry import InputError, metrics
+from sharpflat.registry import InputError, closest, metrics
 from sharpflat.runs import files
-from sharpflat.runs.build import make_optimizer_of, resident
+from sharpflat.runs.build import check_chunk, make_optimizer_of, resident
 from sharpflat.runs.progress import Reporter
 from sharpflat.runs.record import Run, measurement_key
 from sharpflat.sharpness import measure_each
 from sharpflat.sharpness.base import Measured
 
 MOST_NUMBERS = 1000
+INPUTS: dict[str, Callable[[Run], Any]] = {
+    "initial_params": lambda run: run.initial_params,
+    "opt_state": lambda run: run.opt_state,
+    "optimizer": lambda run: make_optimizer_of(run.config),
+}
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,15 @@ def missing(run: Run, asked: list[Request]) -> list[Request]:
     return [request for request in wanted if measurement_key(request.row(run)) not in there]
 
 
+def failures(run: Run, asked: list[Request]) -> list[str]:
+    """What went wrong in those of `asked` that were measured: metric and error."""
+    if not run.finished:
+        return []
+    keys = {measurement_key(request.row(run)) for request in asked if request.wants(run)}
+    rows = [row for row in run.measurements if measurement_key(row) in keys]
+    return [f"{row['metric']}: {row['error']}" for row in rows if row["error"] is not None]
+
+
 def measure_run(run: Run, asked: list[Request], reporter: Reporter) -> None:
     """Measure what is missing; each result is on disk before the next begins."""
     with files.claimed(run.folder):
@@ -118,12 +132,7 @@ def _outcomes(
 def _inputs(run: Run, group: list[Request]) -> dict[str, Any]:
     """What metrics may ask for beside the objective; read only if one of them does."""
     needed = {name for request in group for name in metrics[request.metric].inputs}
-    known = {
-        "initial_params": lambda: run.initial_params,
-        "opt_state": lambda: run.opt_state,
-        "optimizer": lambda: make_optimizer_of(run.config),
-    }
-    return {name: known[name]() for name in needed if name in known}
+    return {name: INPUTS[name](run) for name in needed}
 
 
 def _write(run: Run, request: Request, outcome: Measured) -> None:
@@ -157,17 +166,28 @@ def _small(run: Run, details: dict[str, np.ndarray]) -> dict[str, Any]:
     return small
 
 
-def check_measures(config: Config, dataset: dict[str, Any]) -> None:
-    """Refuse, before any work, what cannot be measured on this data set.
+def check_measures(config: Config, run: dict[str, Any]) -> None:
+    """Refuse, before any work, what cannot be measured on a run of this resolved config.
 
     Raises:
-        InputError: more examples than there are; a chunk that does not divide them under `batch`.
+        InputError: more examples than there are; a chunk that does not divide them under `batch`;
+            a metric that needs what a study does not have.
     """
-    data = resident(dataset)
+    data = resident(run["dataset"])
     for block in config.measures:
         size = getattr(data, block.split).size
         if block.examples is not None and block.examples > size:
             raise InputError(
                 f"measure.examples: {block.examples} is above the {size} examples of "
-                f"{dataset['name']!r}, split {block.split!r}"
+                f"{run['dataset']['name']!r}, split {block.split!r}"
+            )
+        for policy in block.batch_norm if block.metrics else ():
+            where = f"measure.chunk: {block.chunk}"
+            check_chunk(run, block.split, block.examples, block.chunk, policy, where)
+    for request in requests(config):
+        unknown = [name for name in metrics[request.metric].inputs if name not in INPUTS]
+        if unknown:
+            raise InputError(
+                f"measure.metrics.{request.metric}: needs {unknown[0]!r}, which a study cannot "
+                f"hand over{closest(unknown[0], INPUTS)}"
             )

@@ -93,10 +93,26 @@ class Run:
 
     @functools.cached_property
     def _end(self) -> Any:
-        files = sorted(self.folder.glob("snapshots/*.npz"), key=lambda path: int(path.stem))
+        # A kill may leave a temporary file there, whose name begins with a dot.
+        files = sorted(self.folder.glob("snapshots/[0-9]*.npz"), key=lambda path: int(path.stem))
         if len(files) < 2:
             raise InputError(f"run {self.id}: has no final snapshot (it has not finished)")
         return load_tree(files[-1], state_like(self.config))
+
+    def check_data(self) -> None:
+        """Refuse data that have changed since the run, begun or done, saw them.
+
+        Raises:
+            InputError: the digests differ.
+        """
+        path = self.folder / "provenance.json"
+        if path.exists() and self.status["status"] != "failed":
+            data = resident(self.config["dataset"]).dataset
+            if data.digest != self.provenance["data_digest"]:
+                raise InputError(
+                    f"run {self.id}: its data set {data.name!r} has changed since it was trained; "
+                    f"remove {self.folder} to train it anew"
+                )
 
     def objective(
         self,
@@ -118,9 +134,8 @@ class Run:
         """
         if split not in ("train", "test"):
             raise InputError(f"split: unknown {split!r}{closest(split, ('train', 'test'))}")
+        self.check_data()
         data = resident(self.config["dataset"])
-        if data.dataset.digest != self.provenance["data_digest"]:
-            raise InputError(f"run {self.id}: its data set has changed since it was trained")
         batch = data.train if split == "train" else data.test
         if examples is not None and examples > batch.size:
             raise InputError(f"measure.examples: {examples} is above the {batch.size} of {split!r}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 from pathlib import Path
 
@@ -17,12 +18,12 @@ CACHE_VARIABLE = "SHARPFLAT_COMPILATION_CACHE"
 
 
 def fill_registries() -> None:
-    """Import every room that registers something, and installed plugins."""
-    import sharpflat.data
-    import sharpflat.networks
-    import sharpflat.sharpness
-    import sharpflat.training  # noqa: F401
+    """Import every room that registers something, and installed plugins.
 
+    Figures too, by name as plugins are: a config may ask for them, though no run uses `plots`.
+    """
+    for room in ("data", "networks", "training", "sharpness", "plots"):
+        importlib.import_module(f"sharpflat.{room}")
     load_installed_plugins()
 
 

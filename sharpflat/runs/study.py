@@ -12,8 +12,9 @@ from sharpflat.config import Config, RunConfig
 from sharpflat.registry import InputError, closest
 from sharpflat.runs import files
 from sharpflat.runs.build import build_recipe
-from sharpflat.runs.landscapes import compute_landscapes
+from sharpflat.runs.landscapes import check_landscapes, compute_landscapes
 from sharpflat.runs.measure_run import check_measures, measure_run, missing, requests
+from sharpflat.runs.measure_run import failures as failed_measurements
 from sharpflat.runs.progress import SILENT, Reporter
 from sharpflat.runs.record import Run
 from sharpflat.runs.setup import fill_registries, keep_compiled_programs
@@ -91,6 +92,19 @@ def plan(config: Config, root: str | Path = "results") -> list[tuple[Run, str, i
     return rows
 
 
+def failures(runs: Sequence[Run], config: Config | None = None) -> list[str]:
+    """A line for each training that failed, and for each measurement of `config` that did."""
+    lines = []
+    for record in runs:
+        status = record.status
+        if status["status"] == "failed":
+            lines.append(f"run {record.id}: failed: {status['reason']}")
+        if config is not None:
+            errors = failed_measurements(record, requests(config))
+            lines += [f"run {record.id}: {error}" for error in errors]
+    return lines
+
+
 def load_runs(root: str | Path = "results", study: str | None = None) -> list[Run]:
     """The runs under `root`, all of them or those of one study, from their records.
 
@@ -122,16 +136,25 @@ def study_folder(root: str | Path, study: str) -> Path:
 def _checked_cells(config: Config) -> list[RunConfig]:
     """The runs, after every check that can be made without work."""
     cells = configs.cells(config)
-    for cell in cells:
-        build_recipe(cell.resolved())
-    for dataset in {str(cell.dataset): cell.dataset for cell in cells}.values():
-        check_measures(config, dataset)
+    try:
+        for cell in cells:
+            build_recipe(cell.resolved())
+        for cell in {repr((cell.dataset, cell.model)): cell for cell in cells}.values():
+            check_measures(config, cell.resolved())
+        check_landscapes(config, cells)
+    except InputError:
+        raise
+    except Exception:  # someone's own model or data set raises: its runs fail, and say so
+        return cells
     return cells
 
 
 def _prepared(config: Config, root: Path) -> tuple[list[RunConfig], Path]:
     cells = _checked_cells(config)
+    for cell in cells:
+        Run(root / "runs" / cell.id).check_data()
     keep_compiled_programs()
+    files.make_folder(root / "runs")
     folder = files.make_folder(root / "studies" / config.study)
     content = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     files.write_text(folder / "config.yaml", content)

@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import yaml
 
+from sharpflat import trees
 from sharpflat.batch import Batch
 from sharpflat.config import RunConfig
 from sharpflat.networks import Model, recalibrate
@@ -38,6 +39,7 @@ def train_run(config: RunConfig, root: Path, reporter: Reporter) -> Run:
         return run
     with files.claimed(folder):
         if run.status["status"] not in DONE:
+            files.write_text(folder / "config.yaml", yaml.safe_dump(config.resolved()))
             try:
                 _Training(config, folder, reporter).go()
             except InputError:
@@ -69,6 +71,12 @@ class _Training:
 
     def go(self) -> None:
         """Train to the end and write the record."""
+        try:
+            self._go()
+        finally:
+            self.checkpoints.close()
+
+    def _go(self) -> None:
         done, state = self._begin()
         reason, epoch, evaluated = None, None, state
         for epoch in self._epochs(state, done):
@@ -79,6 +87,10 @@ class _Training:
             if reason or epoch.number % self._eval_every == 0:
                 values, evaluated = evaluate(self.recipe, epoch.state, self.data)
                 row |= values
+                # The updates' losses are those before each update: the last may have diverged.
+                if not trees.all_finite([values["full_train_loss"], epoch.state.params]):
+                    reason = f"parameters or loss are not finite after epoch {epoch.number}"
+                    return self._end("diverged", reason, row, epoch, evaluated)
             if reason:
                 return self._end("finished", reason, row, epoch, evaluated)
             self.rows.append(row)
@@ -90,7 +102,6 @@ class _Training:
         initial = start(self.recipe, self.data.train, seed)
         restored = self.checkpoints.restore(initial)
         if restored is None:
-            files.write_text(self.folder / "config.yaml", yaml.safe_dump(self.config))
             record = provenance(self.data.dataset.digest)
             files.write_json(self.folder / "provenance.json", record)
             save_tree(files.make_folder(self.folder / "snapshots") / "0.npz", initial)

@@ -30,9 +30,9 @@ def test_recalibrated_averages_come_from_the_training_split():
     rng = np.random.default_rng(0)
     model = sf.Model.of(sf.models["mlp"](3, width=4, depth=1, batch_norm=True))
     data = [
-        (jnp.asarray(rng.normal(shift, 1, (20, 5)), jnp.float32), jnp.asarray(rng.integers(0, 3, 20)))
+        (jnp.asarray(rng.normal(shift, 1, (20, 5)), jnp.float32), jnp.arange(20) % 3)
         for shift in (0.0, 3.0)
-    ]  # fmt: skip
+    ]
     params, state = model.init(jax.random.key(0), data[0][0])
     train, test = (
         sf.Objective.from_model(model, params, state, part, batch_norm="recalibrated")

@@ -73,7 +73,7 @@ def test_an_epoch_equals_a_plain_loop_over_its_batches(name, arguments, data):
     ):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
     assert epoch.step == 5
-    assert epoch.train_loss == pytest.approx(sum(v * n for v, n in losses) / N, rel=1e-5)
+    assert epoch.train_loss == pytest.approx(float(sum(v * n for v, n in losses)) / N, rel=1e-5)
 
 
 def test_drop_last_leaves_the_smaller_batch_out(data):

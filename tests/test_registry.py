@@ -1,0 +1,194 @@
+"""Registries: names, schemas, digests and plugins."""
+
+import subprocess
+import sys
+
+import pytest
+
+import sharpflat as sf
+from sharpflat import registry
+from sharpflat.registry import Entry, InputError, Registry, load_plugin
+
+
+@pytest.fixture
+def things():
+    return Registry("thing")
+
+
+@pytest.fixture(autouse=True)
+def own_metrics(monkeypatch):
+    monkeypatch.setattr(registry.metrics, "_entries", dict(registry.metrics._entries))
+
+
+def test_a_registry_is_a_mapping_in_order_of_names(things):
+    @things.register
+    def pear():
+        pass
+
+    @things.register
+    def apple():
+        pass
+
+    assert list(things) == ["apple", "pear"]
+    assert len(things) == 2
+    assert "pear" in things
+    assert "fig" not in things
+    assert dict(things)["pear"].name == "pear"
+
+
+def test_register_hands_the_function_back(things):
+    @things.register
+    def double(x):
+        return 2 * x
+
+    assert double(3) == things["double"](3) == 6
+
+
+def test_unknown_names_are_told_with_the_closest(things):
+    @things.register
+    def sharpness():
+        pass
+
+    with pytest.raises(KeyError) as caught:
+        things["sharpnes"]
+    assert isinstance(caught.value, InputError)
+    assert str(caught.value) == "unknown thing 'sharpnes'; did you mean 'sharpness'?"
+    with pytest.raises(InputError, match="unknown thing 'zzz'; known: sharpness"):
+        things["zzz"]
+
+
+def test_what_is_ours_cannot_be_replaced():
+    name = "hessian_top_eigenvalues"
+    assert sf.metrics[name].built_in
+
+    def impostor():
+        pass
+
+    impostor.__name__ = name
+    with pytest.raises(InputError, match=f"'{name}' is sharpflat's own"):
+        sf.metric(impostor)
+    assert sf.metrics[name].built_in
+
+
+def example(
+    objective, key, *, start, rho: sf.Positive = 0.5, draws: sf.Count = 2, sizes: tuple[int, ...] = ()
+):
+    """First line.
+
+    More of it.
+    """
+
+
+def test_keyword_arguments_are_the_schema():
+    entry = Entry("metric", "example", example)
+    assert entry.inputs == ("start",)
+    assert entry.arguments({}) == {"rho": 0.5, "draws": 2, "sizes": ()}
+    assert entry.arguments({"rho": 1, "sizes": [1, 2]}) == {"rho": 1.0, "draws": 2, "sizes": (1, 2)}
+    assert entry.summary == "First line."
+    for text in ("More of it.", "rho", "0.5", "start"):
+        assert text in entry.description
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"roh": 1.0}, r"example\.roh: unknown key 'roh'; did you mean 'rho'\?"),
+        ({"rho": -1.0}, r"example\.rho: .*greater than 0, got -1"),
+        ({"rho": float("nan")}, r"example\.rho: .*finite"),
+        ({"rho": "0.5"}, r"example\.rho: .*number, got '0.5'"),
+        ({"rho": True}, r"example\.rho: "),
+        ({"draws": 2.0}, r"example\.draws: .*integer"),
+        ({"draws": True}, r"example\.draws: .*integer"),
+        ({"sizes": [1, "2"]}, r"example\.sizes\.1: .*integer"),
+        ({"start": 1}, r"example\.start: unknown key"),
+        ([1], "example: expected a mapping"),
+        ({("a", "b"): 1}, "example: "),
+    ],
+)
+def test_arguments_are_strict(given, message):
+    with pytest.raises(InputError, match=message):
+        Entry("metric", "example", example).arguments(given)
+
+
+def test_an_endless_mapping_is_refused():
+    endless = {}
+    endless["rho"] = endless
+    with pytest.raises(InputError):
+        Entry("metric", "example", example).arguments(endless)
+
+
+PLUGIN = '''"""Words."""
+import sharpflat as sf
+
+
+@sf.metric
+def mine(objective, key, *, factor: float = 1.0):
+    """More words."""
+    # A comment.
+    return sf.Estimate(factor, 0.0, True)
+'''
+
+
+def digest(path, text):
+    path.write_text(text)
+    load_plugin(path)
+    return registry.metrics["mine"].digest
+
+
+def test_the_digest_is_of_code_not_of_words(tmp_path):
+    path = tmp_path / "plugin.py"
+    first = digest(path, PLUGIN)
+    assert digest(path, PLUGIN) == first
+    assert digest(path, PLUGIN.replace("words", "others").replace("A comment", "Another")) == first
+    assert digest(path, PLUGIN.replace('"""Words."""\n', "\n\n")) == first
+    assert digest(path, PLUGIN.replace("= 1.0", "= 2.0")) != first
+    assert digest(path, PLUGIN.replace("factor, 0.0", "factor + 1, 0.0")) != first
+
+
+def test_a_plugin_edited_at_once_is_not_taken_for_the_old_one(tmp_path):
+    path = tmp_path / "plugin.py"
+    values = []
+    for number in ("1.0", "2.0", "3.0"):  # same length, same second
+        path.write_text(PLUGIN.replace("= 1.0", f"= {number}"))
+        load_plugin(path)
+        values.append(registry.metrics["mine"].arguments({})["factor"])
+    assert values == [1.0, 2.0, 3.0]
+    assert [file.name for file in tmp_path.iterdir()] == ["plugin.py"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import nothing_of_that_name", "ModuleNotFoundError"),
+        ("raise ValueError('so\\nnot')", "ValueError: so"),
+        ("def f(:", "SyntaxError"),
+        ("import sharpflat as sf\nsf.metrics['hesian']", "unknown metric 'hesian'"),
+    ],
+)
+def test_plugins_that_fail_are_named(tmp_path, text, message):
+    path = tmp_path / "plugin.py"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_plugin(path)
+
+
+def test_a_plugin_that_is_missing(tmp_path):
+    with pytest.raises(InputError, match=f"{tmp_path}/plugin.py: no such file"):
+        load_plugin(tmp_path / "plugin.py")
+
+
+@pytest.mark.parametrize(
+    "code", ["import sharpflat", "import sharpflat.cli"]
+)
+def test_importing_does_not_import_jax(code):
+    script = f"{code}\nimport sys\nprint(sorted({{'jax', 'flax', 'matplotlib'}} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_public_names_are_there():
+    for name in sf.__all__:
+        assert getattr(sf, name) is not None
+    assert set(sf.__all__) <= set(dir(sf))
+    with pytest.raises(AttributeError, match="no attribute 'objectiv'"):
+        sf.objectiv  # noqa: B018

@@ -28,10 +28,10 @@ class Ours:
     """sharpflat's training, an epoch a call."""
 
     def __init__(self, data, batch: int) -> None:
-        from sharpflat import training
+        from sharpflat.training import epochs
 
-        recipe, state = start(data)
-        self.epochs = training.epochs(recipe, state, data, batch_size=batch, seed=0)
+        recipe, state = started(data)
+        self.epochs = epochs(recipe, state, data, batch_size=batch, seed=0)
 
     def __call__(self) -> float:
         """Train an epoch; its mean loss."""
@@ -89,7 +89,7 @@ class Bare:
                 total += loss * (n - whole)
             return carry, total / n
 
-        params, averages = layers(start(data)[1])
+        params, averages = layers(started(data)[1])
         self.carry = jax.tree.map(jnp.copy, (params, averages, optimizer.init(params)))
         self.train, self.data, self.epoch = train, data, 0
 
@@ -100,19 +100,19 @@ class Bare:
         return float(loss)
 
 
-def start(data):
+def started(data):
     """Recipe and first state of F1 with Adam, as a run of sharpflat's has them, in data's dtype."""
     import jax
 
     import sharpflat as sf
-    from sharpflat import training
+    from sharpflat.training import Recipe, make_optimizer, start
 
     network = sf.Model.of(sf.models["f1"](10))
-    rule = training.make_optimizer("adam", {"learning_rate": LEARNING_RATE})
-    # An objective knows a loss by its name.
+    rule = make_optimizer("adam", {"learning_rate": LEARNING_RATE})
+    # The very function that a run uses, by public names.
     loss = sf.Objective.from_model(network, {}, {}, data, loss="cross_entropy").function
-    recipe = training.Recipe(network, loss, rule)
-    state = training.start(recipe, data, seed=0)
+    recipe = Recipe(network, loss, rule)
+    state = start(recipe, data, seed=0)
     floats = data.inputs.dtype
 
     def cast(leaf):
@@ -207,9 +207,9 @@ def main() -> None:
     parser.add_argument("--data-dir", metavar="DIR", help="folder that holds mnist/")
     parser.add_argument("--random", action="store_true", help="random data of MNIST's shape")
     parser.add_argument("--batch", type=int, nargs="+", default=[32, 256, 6000])
-    parser.add_argument("--examples", type=int, help="train on so many (all; 12,000 at B = 32)")
+    parser.add_argument("--examples", type=int, help="train on the first so many")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--seconds", type=float, default=5, help="about so long a repeat")
+    parser.add_argument("--seconds", type=float, default=5, help="length of a repeat, about")
     options = parser.parse_args()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     import jax

@@ -150,10 +150,10 @@ def _checked_cells(config: Config) -> list[RunConfig]:
 
 
 def _prepared(config: Config, root: Path) -> tuple[list[RunConfig], Path]:
+    keep_compiled_programs()
     cells = _checked_cells(config)
     for cell in cells:
         Run(root / "runs" / cell.id).check_data()
-    keep_compiled_programs()
     files.make_folder(root / "runs")
     folder = files.make_folder(root / "studies" / config.study)
     content = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

@@ -19,7 +19,7 @@ from sharpflat.networks.adapter import Model
 from sharpflat.objective import hit_rate
 from sharpflat.training.batching import epoch_order
 
-SEGMENT_SECONDS = 2.5
+SEGMENT_SECONDS = 4.0
 
 
 @dataclass(frozen=True)

@@ -43,9 +43,10 @@ def run(
         return
     with shown() as reporter:
         done = runs.run(study, root, reporter)
-    report.draw(root, study.study, study.figures)
     _show(root, study.study)
-    _exit_with(runs.failures(done, study))
+    failures = runs.failures(done, study)
+    report.draw(root, study.study, study.figures, failures.append)
+    _exit_with(failures)
 
 
 @app.command()
@@ -87,17 +88,21 @@ def plot(
     plugin: Plugins = None,
 ) -> None:
     """Draw a study's figures from its records."""
-    from sharpflat import config, registry, report
+    from sharpflat import config, registry, report, runs
 
-    for file in plugin or []:
+    settings = config.read_yaml(runs.study_folder(root, study) / "config.yaml")
+    for file in dict.fromkeys([*settings["plugins"], *(plugin or [])]):
         registry.load_plugin(file)
     content: dict[str, Any] = {}
     for argument in arguments or []:
         content = config.overridden(content, argument)
     if content and figure is None:
         raise registry.InputError(f"plot: {next(iter(content))!r} needs --figure")
-    for path in report.draw(root, study, None if figure is None else [{figure: content}]):
+    failures: list[str] = []
+    asked = settings["figures"] if figure is None else [{figure: content}]
+    for path in report.draw(root, study, asked, failures.append):
         print(path)
+    _exit_with(failures)
 
 
 @app.command()

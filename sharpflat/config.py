@@ -20,7 +20,6 @@ from sharpflat.registry import (
     Count,
     Finite,
     InputError,
-    NonNegative,
     Positive,
     Registry,
     closest,
@@ -47,7 +46,7 @@ class Stop(Strict):
 
     train_loss: Positive | None = None
     patience: Count | None = None
-    improvement: NonNegative = 0.0
+    improvement: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
 
 
 class Train(Strict):
@@ -80,13 +79,17 @@ class Measure(Strict):
 
 
 class Line(Strict):
-    """f((1 − α) start + α end) between the smallest and the largest value of a swept key."""
+    """f((1 − α) start + α end) between the smallest and the largest value of a swept key.
+
+    `where` picks the runs by their other swept keys, if there are several of one seed.
+    """
 
     key: str = "train.batch_size"
     seed: Seed = 0
     points: Annotated[int, pydantic.Field(ge=2)] = 25
     alpha: Annotated[list[Finite], pydantic.Field(min_length=2, max_length=2)] = [-1.0, 2.0]
-    batch_norm: Policy = "recalibrated"
+    where: dict[str, Any] = {}
+    batch_norm: Literal["batch", "recalibrated"] = "recalibrated"
     chunk: Count = 1000
 
 
@@ -297,6 +300,10 @@ def overridden(content: dict[str, Any], override: str) -> dict[str, Any]:
     content = copy.deepcopy(content)
     _set(content, key, _parse(text, f"override {key}"), key)
     sweep = content.get("sweep")
+    rows = sweep if isinstance(sweep, list) else [sweep]
+    for swept in [name for row in rows if isinstance(row, dict) for name in row]:
+        if f"{swept}.".startswith(f"{key}.") != f"{key}.".startswith(f"{swept}."):
+            raise InputError(f"override {key}: {swept!r} is swept; override that, or sweep")
     if isinstance(sweep, dict):
         sweep.pop(key, None)
     elif isinstance(sweep, list) and all(isinstance(row, dict) for row in sweep):

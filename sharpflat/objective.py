@@ -11,6 +11,7 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sharpflat.batch import Batch, map_over_chunks, mean_over_chunks
 from sharpflat.networks.adapter import Model, has_batch_norm, nnx_parts
@@ -131,11 +132,7 @@ class Objective:
             raise InputError(f"loss: unknown {loss!r}{closest(loss, LOSSES)}")
         chunk = _checked_chunk(chunk, batch.size)
         model_state = {} if model_state is None else model_state
-        if batch_norm == "batch" and has_batch_norm(model_state) and batch.size % chunk:
-            raise InputError(
-                f"chunk: {chunk} does not divide the {batch.size} examples, as it must under "
-                f"batch_norm 'batch', where each chunk is normalised by its own statistics"
-            )
+        _check_divides(batch_norm, model_state, batch.size, chunk)
         function = LOSSES[loss] if isinstance(loss, str) else loss
         return Objective(
             _arrays(params), _arrays(model_state), batch, function, model, batch_norm, chunk
@@ -196,14 +193,25 @@ class Objective:
             raise InputError("per_example_gradients: not defined under batch_norm 'batch'")
         return _per_example_gradients(self, params)
 
+    @property
+    def has_batch_norm(self) -> bool:
+        """Whether the model carries batch-norm averages."""
+        return has_batch_norm(self.model_state)
+
     def state_at(self, params: Any) -> Any:
         """The model state that the policy uses at `params`."""
         return _state_at(self, params)
 
     def subset(self, indices: Any) -> Objective:
-        """The same objective on the examples at `indices`."""
+        """The same objective on the examples at `indices`.
+
+        Raises:
+            InputError: under `batch`, the chunk does not divide their number.
+        """
         data = self.data.take(jnp.asarray(indices))
-        return replace(self, data=data, chunk=min(self.chunk, data.size))
+        chunk = min(self.chunk, data.size)
+        _check_divides(self.batch_norm, self.model_state, data.size, chunk)
+        return replace(self, data=data, chunk=chunk)
 
     def layers(self) -> list[str]:
         """The parameters' names, a path a leaf, as `Dense_0/kernel`."""
@@ -215,10 +223,12 @@ class Objective:
         cache = _SHARED.get()
         if cache is None:
             return function(self, key, *args)
-        name = (function, id(self), bytes(jax.random.key_data(key)), args)
+        numbers = [jax.random.key_data(key), *jax.tree.leaves(args)]
+        name = (function, id(self), *(np.asarray(number).tobytes() for number in numbers))
         if name not in cache:
-            cache[name] = function(self, key, *args)
-        return cache[name]
+            # The objective is kept beside its result, so that its id is not given to another.
+            cache[name] = (self, function(self, key, *args))
+        return cache[name][1]
 
     def _needs_outputs(self, what: str) -> None:
         if self.model is None:
@@ -257,6 +267,14 @@ def _checked_chunk(chunk: int | None, size: int) -> int:
     if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
         raise InputError(f"chunk: expected a whole number of at least 1, got {chunk!r}")
     return min(chunk, size)
+
+
+def _check_divides(policy: str | None, model_state: Any, size: int, chunk: int) -> None:
+    if policy == "batch" and has_batch_norm(model_state) and size % chunk:
+        raise InputError(
+            f"chunk: {chunk} does not divide the {size} examples, as it must under "
+            f"batch_norm 'batch', where each chunk is normalised by its own statistics"
+        )
 
 
 def _state_at(objective: Objective, params: Any) -> Any:

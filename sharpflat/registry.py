@@ -61,7 +61,7 @@ def validate(schema: type[pydantic.BaseModel], data: Any, where: str) -> pydanti
     if not isinstance(data, Mapping):
         raise InputError(f"{where or 'config'}: expected a mapping of arguments, got {data!r}")
     try:
-        text = json.dumps(dict(data), default=str)
+        text = json.dumps(dict(data), default=_json_number)
     except (TypeError, ValueError) as error:
         raise InputError(f"{where or 'config'}: {error}") from None
     try:
@@ -69,6 +69,13 @@ def validate(schema: type[pydantic.BaseModel], data: Any, where: str) -> pydanti
         return schema.model_validate_json(text)
     except pydantic.ValidationError as error:
         raise InputError(_explain(schema, error, json.loads(text), where)) from None
+
+
+def _json_number(value: Any) -> Any:
+    """A NumPy or JAX scalar as Python's own number."""
+    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
+        return value.item()
+    raise TypeError(f"expected numbers, text, lists or mappings, got {value!r}")
 
 
 def _explain(
@@ -221,11 +228,11 @@ class Entry:
 def _code_only(source: str) -> str:
     tree = ast.parse(source)
     for node in ast.walk(tree):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(
-            node
-        ):
-            node.body = node.body[1:]
-    return ast.dump(tree)
+        match node:
+            case ast.Module() | ast.ClassDef() | ast.FunctionDef() if ast.get_docstring(node):
+                node.body = node.body[1:]
+    # Not ast.dump, whose text differs between versions of Python.
+    return ast.unparse(tree)
 
 
 class Registry(Mapping[str, Entry]):
@@ -244,9 +251,13 @@ class Registry(Mapping[str, Entry]):
         """
         name = function.__name__
         known = self._entries.get(name)
-        if known and known.built_in and known.function.__module__ != function.__module__:
-            raise InputError(f"{self.kind} {name!r} is sharpflat's own; choose another name")
-        self._entries[name] = Entry(self.kind, name, function)
+        if known and known.function.__module__ != function.__module__:
+            owner = "sharpflat's own" if known.built_in else f"that of {known.file}"
+            raise InputError(f"{self.kind} {name!r} is {owner}; choose another name")
+        entry = Entry(self.kind, name, function)
+        if not entry.built_in:
+            entry.digest  # noqa: B018 — of the code that was loaded, not of a later edit
+        self._entries[name] = entry
         return function
 
     def __getitem__(self, name: str) -> Entry:

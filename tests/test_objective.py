@@ -166,6 +166,19 @@ def test_squared_error_of_integer_labels_is_of_one_hot_vectors(data):
     np.testing.assert_allclose(objective.losses(objective.params), expected, rtol=1e-5)
 
 
+def test_a_subset_that_the_chunk_does_not_divide_is_refused_under_batch(data):
+    objective = made(data, chunk=4, batch_norm="batch", with_batch_norm=True)
+    with pytest.raises(sf.InputError, match="chunk: 4 does not divide the 6 examples"):
+        objective.subset(range(6))
+
+
+@pytest.mark.parametrize("chunk", [3, 5, 12])
+def test_recalibrated_chunks_bound_memory_for_one_such_layer(data, chunk):
+    whole = made(data, batch_norm="recalibrated", with_batch_norm=True)
+    parts = made(data, chunk=chunk, batch_norm="recalibrated", with_batch_norm=True)
+    np.testing.assert_allclose(parts.loss(whole.params), whole.loss(whole.params), rtol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

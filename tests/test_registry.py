@@ -71,7 +71,13 @@ def test_what_is_ours_cannot_be_replaced():
 
 
 def example(
-    objective, key, *, start, rho: sf.Positive = 0.5, draws: sf.Count = 2, sizes: tuple[int, ...] = ()
+    objective,
+    key,
+    *,
+    start,
+    rho: sf.Positive = 0.5,
+    draws: sf.Count = 2,
+    sizes: tuple[int, ...] = (),
 ):
     """First line.
 
@@ -177,11 +183,11 @@ def test_a_plugin_that_is_missing(tmp_path):
         load_plugin(tmp_path / "plugin.py")
 
 
-@pytest.mark.parametrize(
-    "code", ["import sharpflat", "import sharpflat.cli"]
-)
+@pytest.mark.parametrize("code", ["import sharpflat", "import sharpflat.cli"])
 def test_importing_does_not_import_jax(code):
-    script = f"{code}\nimport sys\nprint(sorted({{'jax', 'flax', 'matplotlib'}} & set(sys.modules)))"
+    script = (
+        f"{code}\nimport sys\nprint(sorted({{'jax', 'flax', 'matplotlib'}} & set(sys.modules)))"
+    )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
 

@@ -8,17 +8,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from sharpflat.batch import Batch, mean_over_chunks
+from sharpflat.batch import Batch, map_over_chunks
 from sharpflat.networks.adapter import Model, has_batch_norm
 
 
 def recalibrate(model: Model, params: Any, model_state: Any, data: Batch, chunk: int) -> Any:
-    """The model state whose averages are means of the batch statistics over all of `data`.
+    """The model state whose averages are the statistics of all of `data`.
 
     Each average a of a layer with momentum m is updated by a chunk as a' = m a + (1 − m) s, with
-    s the chunk's statistic. Two updates, from a = 0 and from a = 1, give m and s whatever the
-    layer calls them; s is then averaged over chunks, the smaller last one by its weight. A
-    variance is thus the mean variance within chunks, as in Izmailov et al. (2018), section 3.2.
+    s the chunk's statistic. From a = 0 and a = 1 follow m and s, whatever the layer calls them.
+    Means are averaged over chunks by size; variances are the mean variance within chunks plus the
+    variance of the chunks' means. That is exact for the first such layer; deeper layers see inputs
+    that each chunk normalised by its own statistics, which differs by O(1 / chunk).
 
     Args:
         model: the network.
@@ -26,11 +27,14 @@ def recalibrate(model: Model, params: Any, model_state: Any, data: Batch, chunk:
         model_state: its state; only floating-point leaves are re-estimated.
         data: the examples.
         chunk: examples a forward pass.
+
+    Source: after Izmailov et al. (2018), section 3.2.
     """
     if not has_batch_norm(model_state):
         return model_state
-
-    leaves, structure = jax.tree.flatten(model_state)
+    paths, structure = jax.tree.flatten_with_path(model_state)
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+    leaves = [leaf for _, leaf in paths]
     averages = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
 
     def state_with(values: Iterable[jax.Array]) -> Any:
@@ -39,13 +43,38 @@ def recalibrate(model: Model, params: Any, model_state: Any, data: Batch, chunk:
             structure, [replaced.get(i, leaf) for i, leaf in enumerate(leaves)]
         )
 
-    def updated(start: float, inputs: jax.Array) -> list[jax.Array]:
+    def updated(start: float, inputs: jax.Array) -> dict[str, jax.Array]:
         state = state_with(jnp.full_like(leaves[i], start) for i in averages)
         after = model.apply(params, state, inputs, batch_statistics=True, dropout=False)[1]
-        return [jax.tree.leaves(after)[i] for i in averages]
+        found = jax.tree.leaves(after)
+        return {names[i]: found[i] for i in averages}
 
-    # The momentum is a constant of the layer: two examples are enough to read it.
-    few = data.inputs[:2]
-    momenta = [one - zero for one, zero in zip(updated(1.0, few), updated(0.0, few), strict=True)]
-    means = mean_over_chunks(lambda batch: updated(0.0, batch.inputs), data, chunk)
-    return state_with(mean / (1 - m) for mean, m in zip(means, momenta, strict=True))
+    # The momentum is a constant of the layer; inputs of zero leave no rounding in it.
+    few = jnp.zeros_like(data.inputs[:2])
+    one, zero = updated(1.0, few), updated(0.0, few)
+
+    def statistics(batch: Batch) -> dict[str, jax.Array]:
+        after = updated(0.0, batch.inputs)
+        return {name: (after[name] / (1 - (one[name] - zero[name])))[None] for name in after}
+
+    by_chunk = map_over_chunks(statistics, data, chunk)
+    return state_with(_pooled(by_chunk, names[i], data.size, chunk) for i in averages)
+
+
+def _pooled(by_chunk: dict[str, jax.Array], name: str, examples: int, chunk: int) -> jax.Array:
+    """One average over all examples from its values `[chunks, ...]`."""
+    rows = by_chunk[name]
+    sizes = jnp.minimum(chunk, examples - chunk * jnp.arange(len(rows)))
+    weights = (sizes / examples).astype(rows.dtype).reshape(-1, *[1] * (rows.ndim - 1))
+    pooled = jnp.sum(weights * rows, axis=0)
+    means = by_chunk.get(_sibling_mean(name))
+    if means is None:
+        return pooled
+    center = jnp.sum(weights * means, axis=0)
+    return pooled + jnp.sum(weights * (means - center[None]) ** 2, axis=0)
+
+
+def _sibling_mean(name: str) -> str:
+    """The name of the mean beside a variance; no name at all for what is no variance."""
+    parts = name.split("/")
+    return "/".join("mean" if part == "var" else part for part in parts) if "var" in parts else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,27 @@ def study_records(root: str | Path, study: str) -> plots.StudyRecords:
         plots.LandscapeRecord(settings["kind"], settings, arrays)
         for settings, arrays in load_landscapes(folder / "landscapes")
     ]
-    return plots.StudyRecords(study, swept_keys(rows), runs, landscapes, measurement_columns(rows))
+    return plots.StudyRecords(
+        study, swept_keys(rows), runs, landscapes, measurement_columns(rows), note(root, study)
+    )
 
 
-def draw(root: str | Path, study: str, asked: Sequence[Spec] | None = None) -> list[Path]:
+def note(root: str | Path, study: str) -> str:
+    """What results on the study's data must carry, such as that they are lossy; or nothing."""
+    begun = [run for run in load_runs(root, study) if (run.folder / "provenance.json").exists()]
+    notes = dict.fromkeys(run.provenance.get("data_note", "") for run in begun)
+    return "; ".join(filter(None, notes))
+
+
+def draw(
+    root: str | Path,
+    study: str,
+    asked: Sequence[Spec] | None = None,
+    say: Callable[[str], None] = print,
+) -> list[Path]:
     """Draw the figures asked for, or all that the study has what is needed for.
+
+    A figure that raises leaves the others in place; `say` is told.
 
     Returns:
         The PNG files; beside each lie its PDF, its numbers (CSV) and its caption.
@@ -42,11 +58,15 @@ def draw(root: str | Path, study: str, asked: Sequence[Spec] | None = None) -> l
     resolved = [resolve(figures, spec, "figures") for spec in specs]
     records = study_records(root, study)
     folder = study_folder(root, study) / "figures"
-    return [
-        path
-        for name, arguments in resolved
-        if (path := _drawn(records, folder, name, arguments)) is not None
-    ]
+    drawn = []
+    for name, arguments in resolved:
+        try:
+            path = _drawn(records, folder, name, arguments)
+        except Exception as error:
+            say(f"figure {name}: {type(error).__name__}: {error}")
+        else:
+            drawn += [path] if path is not None else []
+    return drawn
 
 
 def _drawn(

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sharpflat import statistics
+from sharpflat.report.figures import note
 from sharpflat.runs import study_folder
 from sharpflat.runs.summary import Cell, Setting, large_batch_gap, summarise
 from sharpflat.runs.table import measurement_columns, read_table
@@ -40,7 +41,9 @@ def study_table(root: str | Path, study: str) -> Group:
         label = f"{name} (%)" if name in PERCENT else name
         shown = [_cell_text(name, cell) for cell in cells]
         table.add_row(label, *shown, *([_compared(cells)] if compared else []))
-    return Group(table, *[Text(line) for line in _notes(rows, settings)])
+    data = note(root, study)
+    notes = [*_notes(rows, settings), *([f"data: {data}"] if data else [])]
+    return Group(table, *[Text(line) for line in notes])
 
 
 def _quantities(settings: Sequence[Setting]) -> list[str]:

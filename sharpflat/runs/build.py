@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import warnings
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 import optax
 
 from sharpflat.batch import Batch
-from sharpflat.data import Dataset
+from sharpflat.data import Dataset, load
 from sharpflat.networks import Model
 from sharpflat.networks.adapter import has_batch_norm
 from sharpflat.objective import LOSSES
@@ -29,14 +30,13 @@ class Resident(NamedTuple):
 
 def resident(spec: dict[str, Any]) -> Resident:
     """The data set that `spec` (`{name: ..., argument: ...}`) asks for; kept for the next call."""
-    arguments = {**spec}
-    entry = datasets[arguments.pop("name")]
-    return _resident(entry, json.dumps(arguments, sort_keys=True))
+    return _resident(datasets[spec["name"]], json.dumps(spec, sort_keys=True))
 
 
 @functools.lru_cache(maxsize=2)
-def _resident(entry: Entry, arguments: str) -> Resident:
-    dataset = entry(**entry.arguments(json.loads(arguments)))
+def _resident(entry: Entry, spec: str) -> Resident:
+    arguments = json.loads(spec)
+    dataset = load(arguments.pop("name"), arguments)
     train, test = (jax.tree.map(jnp.asarray, split) for split in (dataset.train, dataset.test))
     return Resident(dataset, Batch(*train), Batch(*test))
 
@@ -58,6 +58,43 @@ def build_recipe(config: dict[str, Any]) -> Recipe:
     outputs = data.dataset.classes or data.train.labels[0].size
     network = Model.of(entry(outputs, **entry.arguments(model)))
     return Recipe(network, LOSSES[train["loss"]], make_optimizer_of(config))
+
+
+def check_fit(config: dict[str, Any]) -> None:
+    """Refuse a network that cannot take the data, or a loss that cannot take its outputs.
+
+    Raises:
+        InputError: names model, loss and data set, with what JAX said of it.
+    """
+    recipe, data = build_recipe(config), resident(config["dataset"]).train
+    if config["train"]["loss"] == "cross_entropy" and data.labels.dtype.kind != "i":
+        raise InputError(
+            f"train.loss: 'cross_entropy' needs classes, and {config['dataset']['name']!r} has "
+            f"real-valued labels; did you mean 'squared_error'?"
+        )
+
+    def loss(state: TrainState) -> jax.Array:
+        few = data.first(2)
+        outputs, _ = recipe.model.apply(
+            state.params, state.model_state, few.inputs, batch_statistics=False, dropout=False
+        )
+        return recipe.loss(outputs, few.labels)
+
+    try:
+        program = jax.jit(loss).lower(state_like(config)).as_text()
+    except (TypeError, ValueError, ZeroDivisionError) as error:
+        said = str(error).partition("\n")[0]
+        raise InputError(
+            f"model: {config['model']['name']!r} cannot take the examples of "
+            f"{config['dataset']['name']!r}, {data.inputs.shape[1:]}: {said}"
+        ) from None
+    if jax.default_backend() == "cpu" and "stablehlo.convolution" in program:
+        warnings.warn(
+            f"model {config['model']['name']!r} uses XLA's own convolution, which is 10 to 100 "
+            f"times slower inside compiled loops on CPU; give nn.Conv "
+            f"conv_general_dilated=sharpflat.networks.convolution",
+            stacklevel=2,
+        )
 
 
 def make_optimizer_of(config: dict[str, Any]) -> optax.GradientTransformation:

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -114,8 +114,12 @@ def plain(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path) -> Iterator[None]:
+def claimed(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     """Hold `folder` against other processes; waits until it is free, and a kill frees it."""
     with (folder / ".lock").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            say(f"run {folder.name}: another process works on it; waiting")
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield

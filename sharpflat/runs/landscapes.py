@@ -22,7 +22,11 @@ from sharpflat.runs.record import Run
 def compute_landscapes(
     config: Config, runs: Sequence[Run], folder: Path, reporter: Reporter
 ) -> None:
-    """Compute each landscape of `config` that is not there yet: `<digest>.npz` and `.json`."""
+    """Compute each landscape of `config` that is not there yet: `<digest>.npz` and `.json`.
+
+    `index.json` lists those of this config: earlier ones stay on disk and out of the figures.
+    """
+    index = []
     for landscape in config.landscape:
         pair = endpoints(landscape.line, runs)
         if pair is None:
@@ -31,20 +35,24 @@ def compute_landscapes(
         settings = _settings(landscape.line, *pair)
         text = json.dumps(settings, sort_keys=True).encode()
         path = folder / f"{hashlib.sha256(text).hexdigest()[:16]}.npz"
+        index.append(path.stem)
         if not path.with_suffix(".json").exists():
             arrays = _line(landscape.line, *pair, reporter)
             files.make_folder(folder)
             with files.replacing(path) as temporary:
                 np.savez(temporary, **arrays)  # type: ignore[arg-type]
             files.write_json(path.with_suffix(".json"), settings)
+    if index or folder.exists():
+        files.write_json(files.make_folder(folder) / "index.json", index)
 
 
 def load_landscapes(folder: Path) -> list[tuple[dict[str, Any], dict[str, np.ndarray]]]:
-    """Settings and arrays of every landscape in `folder`."""
+    """Settings and arrays of the landscapes that the study's config asks for."""
     found = []
-    for path in sorted(folder.glob("[!.]*.json")):  # a kill may leave a hidden temporary file
-        with np.load(path.with_suffix(".npz"), allow_pickle=False) as file:
-            found.append((files.read_json(path), dict(file)))
+    index = folder / "index.json"
+    for name in files.read_json(index) if index.exists() else []:
+        with np.load(folder / f"{name}.npz", allow_pickle=False) as file:
+            found.append((files.read_json(folder / f"{name}.json"), dict(file)))
     return found
 
 
@@ -71,6 +79,10 @@ def check_landscapes(config: Config, cells: Sequence[RunConfig]) -> None:
         if line.key not in config.swept_keys:
             hint = closest(line.key, config.swept_keys)
             raise InputError(f"landscape.line.key: {line.key!r} is not swept{hint}")
+        for key in line.where:
+            if key not in config.swept_keys:
+                hint = closest(key, config.swept_keys)
+                raise InputError(f"landscape.line.where: {key!r} is not swept{hint}")
         ends = _extremes(line, [cell for cell in cells if cell.seed == line.seed])
         if ends is None:
             continue
@@ -90,7 +102,12 @@ T = TypeVar("T", Run, RunConfig)
 
 
 def _extremes(settings: Line, runs: Sequence[T]) -> tuple[T, T] | None:
-    """Those with the smallest and the largest value of the key, if it has two values."""
+    """Those with the smallest and the largest value of the key, if it has two values.
+
+    Raises:
+        InputError: the values have no order, or several runs have one of the two.
+    """
+    runs = [run for run in runs if settings.where.items() <= run.swept.items()]
     values = [run.swept[settings.key] for run in runs]
     try:
         ordered = sorted(range(len(runs)), key=values.__getitem__)
@@ -100,6 +117,13 @@ def _extremes(settings: Line, runs: Sequence[T]) -> tuple[T, T] | None:
         ) from None
     if not runs or values[ordered[0]] == values[ordered[-1]]:
         return None
+    for end in (values[ordered[0]], values[ordered[-1]]):
+        if values.count(end) > 1:
+            other = [key for key in runs[0].swept if key != settings.key]
+            raise InputError(
+                f"landscape.line.where: {values.count(end)} runs of seed {settings.seed} have "
+                f"{settings.key}={end}; pick one of each, as {{{other[0]}: ...}}"
+            )
     return runs[ordered[0]], runs[ordered[-1]]
 
 

@@ -14,6 +14,7 @@ from sharpflat.registry import InputError, closest, metrics
 from sharpflat.runs import files
 from sharpflat.runs.build import check_chunk, make_optimizer_of, resident
 from sharpflat.runs.progress import Reporter
+from sharpflat.runs.provenance import commit, device, versions
 from sharpflat.runs.record import Run, measurement_key
 from sharpflat.sharpness import measure_each
 from sharpflat.sharpness.base import Measured
@@ -102,7 +103,7 @@ def failures(run: Run, asked: list[Request]) -> list[str]:
 
 def measure_run(run: Run, asked: list[Request], reporter: Reporter) -> None:
     """Measure what is missing; each result is on disk before the next begins."""
-    with files.claimed(run.folder):
+    with files.claimed(run.folder, reporter.say):
         todo = missing(run, asked)
         if not todo:
             return
@@ -146,6 +147,8 @@ def _write(run: Run, request: Request, outcome: Measured) -> None:
         row["standard_error"], row["converged"] = estimate.standard_error, estimate.converged
         details = {name: np.asarray(value) for name, value in estimate.details.items()}
     row["seconds"] = round(outcome.seconds, 3)
+    row["commit"], row["device"] = commit(), device()
+    row["versions"] = versions()
     row["details"] = _small(run, details)
     files.append_lines(run.measurements_file, [row])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -14,27 +15,41 @@ from typing import Any
 import jax
 
 import sharpflat
+from sharpflat.data import Dataset
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "matfree", "numpy", "scipy", "orbax-checkpoint")
 
 
-def provenance(data_digest: str) -> dict[str, Any]:
+def provenance(dataset: Dataset) -> dict[str, Any]:
     """Everything that a reader needs to make the record again."""
-    device = jax.devices()[0]
     return {
         "sharpflat": sharpflat.__version__,
         "commit": commit(),
         "command": command(),
         "python": platform.python_version(),
-        "versions": {name: importlib.metadata.version(name) for name in PACKAGES},
-        "device": {
-            "platform": device.platform,
-            "kind": processor() if device.platform == "cpu" else device.device_kind,
-            "count": jax.local_device_count(),
-            "cpu_cores": len(os.sched_getaffinity(0)),
-        },
-        "data_digest": data_digest,
+        "versions": versions(),
+        "device": device(),
+        "data_digest": dataset.digest,
+        "data_note": dataset.note,
         "started": now(),
+    }
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """The installed versions of what shapes the numbers."""
+    return {name: importlib.metadata.version(name) for name in PACKAGES}
+
+
+@functools.cache
+def device() -> dict[str, Any]:
+    """Platform, name and count of the devices, and the CPU cores this process may use."""
+    first = jax.devices()[0]
+    return {
+        "platform": first.platform,
+        "kind": processor() if first.platform == "cpu" else first.device_kind,
+        "count": jax.local_device_count(),
+        "cpu_cores": len(os.sched_getaffinity(0)),
     }
 
 
@@ -48,6 +63,7 @@ def command() -> str:
     return " ".join([Path(sys.argv[0]).name, *sys.argv[1:]])
 
 
+@functools.cache
 def commit() -> str | None:
     """The commit of the source tree, with `+changes` if it had any; None outside a checkout."""
     folder = Path(sharpflat.__file__).parent

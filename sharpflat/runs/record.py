@@ -18,11 +18,25 @@ from sharpflat.runs.snapshots import load_tree
 class Run:
     """A training on disk; everything is read when asked for."""
 
-    def __init__(self, folder: str | Path, swept: dict[str, Any] | None = None) -> None:
-        """The record in `folder`; `swept` are its values of a study's swept keys."""
+    def __init__(
+        self,
+        folder: str | Path,
+        swept: dict[str, Any] | None = None,
+        config: dict[str, Any] | None = None,
+    ) -> None:
+        """The record in `folder`.
+
+        Args:
+            folder: `<root>/runs/<id>`.
+            swept: its values of a study's swept keys.
+            config: the resolved config it is asked for by, which says where its data lie now; by
+                default the one recorded.
+        """
         self.folder = Path(folder)
         self.id = self.folder.name
         self.swept = swept or {}
+        if config is not None:
+            self.config = config
 
     def __repr__(self) -> str:
         """Id, status and what distinguishes it."""
@@ -106,7 +120,7 @@ class Run:
             InputError: the digests differ.
         """
         path = self.folder / "provenance.json"
-        if path.exists() and self.status["status"] != "failed":
+        if path.exists():
             data = resident(self.config["dataset"]).dataset
             if data.digest != self.provenance["data_digest"]:
                 raise InputError(

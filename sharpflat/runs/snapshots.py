@@ -27,7 +27,8 @@ def load_tree(path: Path, like: Any) -> Any:
         InputError: the file is damaged, or holds another tree.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # NumPy itself leaves a broken file open.
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = [file[name] for name in _names(like)]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"snapshot {path}: cannot be read: {error}") from None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import yaml
@@ -11,7 +11,7 @@ from sharpflat import config as configs
 from sharpflat.config import Config, RunConfig
 from sharpflat.registry import InputError, closest
 from sharpflat.runs import files
-from sharpflat.runs.build import build_recipe
+from sharpflat.runs.build import build_recipe, check_fit
 from sharpflat.runs.landscapes import check_landscapes, compute_landscapes
 from sharpflat.runs.measure_run import check_measures, measure_run, missing, requests
 from sharpflat.runs.measure_run import failures as failed_measurements
@@ -60,19 +60,18 @@ def run(config: Config, root: str | Path = "results", reporter: Reporter = SILEN
 def train(config: Config, root: str | Path = "results", reporter: Reporter = SILENT) -> list[Run]:
     """Train every run of a study that is not trained yet, and load the others."""
     cells, folder = _prepared(config, Path(root))
-    runs = []
     for cell in cells:
-        runs.append(train_run(cell, Path(root), reporter))
-        _write_table(config, runs, folder)
-    return runs
+        train_run(cell, Path(root), reporter)
+        _write_table(config, _begun(cells, root), folder)
+    return _begun(cells, root)
 
 
 def measure(config: Config, root: str | Path = "results", reporter: Reporter = SILENT) -> list[Run]:
     """Measure a study's finished runs, compute its landscapes and write its table."""
     cells, folder = _prepared(config, Path(root))
-    runs = [Run(Path(root) / "runs" / cell.id, cell.swept) for cell in cells]
-    runs = [record for record in runs if (record.folder / "config.yaml").exists()]
-    asked = requests(config)
+    runs, asked = _begun(cells, root), requests(config)
+    if not runs:
+        raise InputError(f"study {config.study!r}: has no runs under {root} yet; train it first")
     for record in runs:
         if record.finished:
             measure_run(record, asked, reporter)
@@ -85,9 +84,10 @@ def plan(config: Config, root: str | Path = "results") -> list[tuple[Run, str, i
     """What `run` would do, a run a row: its status, and how many measurements are missing."""
     asked, rows = requests(config), []
     for cell in _checked_cells(config):
-        record = Run(Path(root) / "runs" / cell.id, cell.swept)
+        record = _record(cell, root)
         started = (record.folder / "config.yaml").exists()
-        todo = missing(record, asked) if record.finished else asked
+        wanted = [request for request in asked if request.wants(record)]
+        todo = missing(record, asked) if record.finished else wanted
         rows.append((record, record.status["status"] if started else "new", len(todo)))
     return rows
 
@@ -133,27 +133,42 @@ def study_folder(root: str | Path, study: str) -> Path:
     return known[study]
 
 
+def _record(cell: RunConfig, root: str | Path) -> Run:
+    return Run(Path(root) / "runs" / cell.id, cell.swept, cell.resolved())
+
+
+def _begun(cells: Sequence[RunConfig], root: str | Path) -> list[Run]:
+    """The study's runs that have a record, finished or not."""
+    runs = [_record(cell, root) for cell in cells]
+    return [record for record in runs if (record.folder / "config.yaml").exists()]
+
+
 def _checked_cells(config: Config) -> list[RunConfig]:
     """The runs, after every check that can be made without work."""
     cells = configs.cells(config)
+    for cell in cells:
+        _checked(build_recipe, cell.resolved())
+    for cell in {repr((cell.dataset, cell.model)): cell for cell in cells}.values():
+        _checked(check_fit, cell.resolved())
+        _checked(check_measures, config, cell.resolved())
+    _checked(check_landscapes, config, cells)
+    return cells
+
+
+def _checked(check: Callable[..., object], *arguments: object) -> None:
     try:
-        for cell in cells:
-            build_recipe(cell.resolved())
-        for cell in {repr((cell.dataset, cell.model)): cell for cell in cells}.values():
-            check_measures(config, cell.resolved())
-        check_landscapes(config, cells)
+        check(*arguments)
     except InputError:
         raise
-    except Exception:  # someone's own model or data set raises: its runs fail, and say so
-        return cells
-    return cells
+    except Exception:
+        return  # someone's own model or data set raises: its runs fail later, and say so
 
 
 def _prepared(config: Config, root: Path) -> tuple[list[RunConfig], Path]:
     keep_compiled_programs()
     cells = _checked_cells(config)
     for cell in cells:
-        Run(root / "runs" / cell.id).check_data()
+        _record(cell, root).check_data()
     files.make_folder(root / "runs")
     folder = files.make_folder(root / "studies" / config.study)
     content = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

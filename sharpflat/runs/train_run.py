@@ -22,7 +22,7 @@ from sharpflat.runs import files
 from sharpflat.runs.build import Resident, build_recipe, resident
 from sharpflat.runs.checkpoints import Checkpoints
 from sharpflat.runs.progress import Reporter
-from sharpflat.runs.provenance import now, provenance
+from sharpflat.runs.provenance import command, commit, now, provenance
 from sharpflat.runs.record import Run
 from sharpflat.runs.snapshots import save_tree
 from sharpflat.training import Epoch, Recipe, Stopping, TrainState, epochs, start
@@ -34,12 +34,13 @@ DONE = ("finished", "diverged")
 def train_run(config: RunConfig, root: Path, reporter: Reporter) -> Run:
     """Train `config` under `root/runs`, unless that is done already; its record either way."""
     folder = files.make_folder(root / "runs" / config.id)
-    run = Run(folder, config.swept)
+    run = Run(folder, config.swept, config.resolved())
     if run.status["status"] in DONE:
         return run
-    with files.claimed(folder):
+    with files.claimed(folder, reporter.say):
         if run.status["status"] not in DONE:
             files.write_text(folder / "config.yaml", yaml.safe_dump(config.resolved()))
+            run.check_data()
             try:
                 _Training(config, folder, reporter).go()
             except InputError:
@@ -102,13 +103,18 @@ class _Training:
         initial = start(self.recipe, self.data.train, seed)
         restored = self.checkpoints.restore(initial)
         if restored is None:
-            record = provenance(self.data.dataset.digest)
+            record = provenance(self.data.dataset)
             files.write_json(self.folder / "provenance.json", record)
             save_tree(files.make_folder(self.folder / "snapshots") / "0.npz", initial)
             files.write_text(self.folder / "history.jsonl", "")
             _write_status(self.folder, "running", None)
             return 0, initial
+        _write_status(self.folder, "running", None)
         done, state = restored
+        record = files.read_json(self.folder / "provenance.json")
+        again = {"epoch": done, "commit": commit(), "command": command(), "started": now()}
+        record["resumed"] = [*record.get("resumed", []), again]
+        files.write_json(self.folder / "provenance.json", record)
         rows = files.read_lines(self.folder / "history.jsonl")[:done]
         files.write_lines(self.folder / "history.jsonl", rows)
         for row in rows:

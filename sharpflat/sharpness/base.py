@@ -118,8 +118,9 @@ def measure_each(
     Everything that can be checked is checked before any work.
     """
     checked = [(metrics[name], metrics[name].arguments(given)) for name, given in requests]
+    known = {*_INPUTS, *(name for entry, _ in checked for name in entry.inputs)}
     for entry, _ in checked:
-        _check_inputs(entry, inputs)
+        _check_inputs(entry, inputs, known)
     if not trees.all_finite(objective.params):
         raise InputError("params: hold numbers that are not finite; nothing can be measured there")
     key = jax.random.key(seed)
@@ -169,12 +170,12 @@ def _parts(spec: Spec) -> tuple[str, dict[str, Any]]:
     return name, dict(arguments or {})
 
 
-def _check_inputs(entry: Entry, inputs: Mapping[str, Any]) -> None:
+def _check_inputs(entry: Entry, inputs: Mapping[str, Any], known: set[str]) -> None:
     missing = [name for name in entry.inputs if inputs.get(name) is None]
     if missing:
         hint = f" (given: {', '.join(inputs)})" if inputs else ""
         raise InputError(f"{entry.name}: needs {missing[0]!r}{hint}; pass it to measure")
-    unknown = [name for name in inputs if name not in _INPUTS and name not in entry.inputs]
+    unknown = [name for name in inputs if name not in known]
     if unknown:
         hint = closest(unknown[0], (*entry.schema.model_fields, *entry.inputs))
         raise InputError(f"{entry.name}: unknown argument {unknown[0]!r}{hint}")

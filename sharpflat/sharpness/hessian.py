@@ -37,6 +37,7 @@ def hessian_top_eigenvalues(
         max_steps: Lanczos steps of a round, at most; memory is that many times the parameters'.
 
     Returns:
+        `standard_error` is ‖Hv − λv‖ of the value, which bounds its distance to an eigenvalue.
         `converged` if every residual holds. Details: `eigenvalues`, `residuals` `[k]`, `products`
         (each costs about two gradients), `parameters`.
 
@@ -62,7 +63,8 @@ def hessian_top_eigenvalues(
         "products": pairs.products,
         "parameters": size,
     }
-    return Estimate(float(pairs.values[0]), 0.0 if converged else None, converged, details)
+    bound = float(pairs.residuals[0] * abs(pairs.values[0])) if converged else None
+    return Estimate(float(pairs.values[0]), bound, converged, details)
 
 
 def _hessian(objective: Objective, params: Any) -> Any:

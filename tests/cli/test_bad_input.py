@@ -9,9 +9,6 @@ import yaml
 from runs.studies import TINY, contents, sharpflat, write
 
 from sharpflat.runs import build
-from sharpflat.runs.setup import fill_registries
-
-fill_registries()
 
 
 @pytest.fixture(scope="module")

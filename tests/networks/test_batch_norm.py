@@ -32,11 +32,17 @@ def test_a_smaller_last_chunk_counts_by_its_size(network, chunk):
     after = recalibrate(model, params, state, DATA, chunk)["batch_stats"]["BatchNorm_0"]
     hidden = DATA.inputs @ params["Dense_0"]["kernel"]
     np.testing.assert_allclose(after["mean"], hidden.mean(axis=0), rtol=1e-4, atol=1e-5)
-    variances = [
-        (part.var(axis=0), len(part)) for part in np.split(hidden, range(chunk, 24, chunk))
-    ]
-    expected = sum(v * n for v, n in variances) / 24
-    np.testing.assert_allclose(after["var"], expected, rtol=1e-4)
+    np.testing.assert_allclose(after["var"], hidden.var(axis=0), rtol=1e-4)
+
+
+@pytest.mark.parametrize("scale", [255.0, 5000.0])
+def test_large_inputs_leave_no_rounding_in_the_variance(network, scale):
+    model, params, state = network
+    data = sf.Batch(scale * DATA.inputs, DATA.labels)
+    after = recalibrate(model, params, state, data, 7)["batch_stats"]["BatchNorm_0"]
+    kernel = np.asarray(params["Dense_0"]["kernel"], np.float64)
+    hidden = np.asarray(data.inputs, np.float64) @ kernel
+    np.testing.assert_allclose(after["var"], hidden.var(axis=0), rtol=1e-3)
 
 
 def test_old_averages_leave_no_trace(network):

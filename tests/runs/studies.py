@@ -24,7 +24,7 @@ TINY = {
     "figures": [],
 }  # fmt: skip
 
-# A model, a metric and a way to make each of them fail.
+# A model that can be made to fail, and a metric.
 LINEAR = '''
 import jax
 import jax.numpy as jnp

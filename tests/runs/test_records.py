@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -147,7 +148,11 @@ def test_measurements(tiny):
         for row in rows:
             assert sorted(row) == sorted(MEASUREMENT)
             assert (row["split"], row["examples"], row["chunk"]) == ("train", 40, 40)
-            assert (row["batch_norm"], row["dtype"], row["seed"]) == ("running", "float32", run.seed)
+            assert (row["batch_norm"], row["dtype"], row["seed"]) == (
+                "running",
+                "float32",
+                run.seed,
+            )
             assert row["error"] is None
             assert row["data_digest"] == run.provenance["data_digest"]
         assert [row["arguments"]["epsilon"] for row in rows[:2]] == [1e-3, 5e-4]
@@ -248,8 +253,9 @@ def test_batch_norm_averages_of_a_run(tmp_path):
     model = {"name": "mlp", "width": 8, "depth": 1, "batch_norm": True}
     (run,) = sf.run(sf.load_config(write(tmp_path, model=model, sweep=None, seeds=1)), tmp_path)
     averages = run.model_state["batch_stats"]["BatchNorm_0"]
-    data = run.objective("train").data.inputs
-    hidden = data.reshape(40, -1) @ run.params["Dense_0"]["kernel"] + run.params["Dense_0"]["bias"]
+    data = np.asarray(run.objective("train").data.inputs).reshape(40, -1)
+    layer = {name: np.asarray(value) for name, value in run.params["Dense_0"].items()}
+    hidden = data @ layer["kernel"] + layer["bias"]
     # Re-estimated over the whole training set, not an exponential average of batches.
     np.testing.assert_allclose(averages["mean"], hidden.mean(0), atol=1e-5)
     np.testing.assert_allclose(averages["var"], hidden.var(0), rtol=1e-4, atol=1e-6)
@@ -259,16 +265,12 @@ def test_batch_norm_averages_of_a_run(tmp_path):
 
 
 def test_a_temporary_file_left_by_a_kill_is_no_snapshot(tiny, tmp_path):
-    import shutil
-
     run = sf.Run(shutil.copytree(folders(tiny)[0], tmp_path / "run"))
     (run.folder / "snapshots" / ".9999-abc.npz").write_bytes(b"half")
     assert equal(run.params, sf.Run(folders(tiny)[0]).params)
 
 
 def test_a_damaged_snapshot_is_named(tiny, tmp_path):
-    import shutil
-
     run = sf.Run(shutil.copytree(folders(tiny)[0], tmp_path / "run"))
     last = max((run.folder / "snapshots").iterdir(), key=lambda path: int(path.stem))
     last.write_bytes(last.read_bytes()[:-200])
@@ -324,8 +326,6 @@ def test_a_line_cut_short_is_ignored_and_repaired(tmp_path):
 
 
 def test_a_measurement_cut_short_is_made_again(tiny, tmp_path):
-    import shutil
-
     root = shutil.copytree(tiny, tmp_path / "results")
     run = sf.load_runs(root, "tiny")[1]
     before, table = run.measurements_file.read_bytes(), root / "studies" / "tiny" / "table.csv"

@@ -12,6 +12,7 @@ from sharpflat.sharpness import measure_each
 
 BOWL = np.diag([3.0, 2.0, 1.0])
 CALLS = []
+KEY = jax.random.key(0)
 
 
 def draw(objective, key, scale):
@@ -94,6 +95,18 @@ def test_passes_are_shared_within_one_call_only(own):
     assert len(CALLS) == 2
 
 
+def test_shared_passes_of_passing_objectives_are_not_mixed_up(own):
+    from sharpflat.objective import sharing
+
+    objective = sf.Objective.from_function(
+        lambda w, b: jnp.sum(b.labels), jnp.zeros(1), (jnp.ones((40, 1)), jnp.arange(40.0))
+    )
+    with sharing():
+        for i in range(40):
+            part = objective.subset([i])
+            assert part.shared(lambda o, key, a: float(o.loss(o.params)), KEY, jnp.ones(2)) == i
+
+
 def test_an_error_ends_only_its_own_metric(own):
     requests = [("broken", {}), ("hessian_top_eigenvalues", {})]
     broken, whole = measure_each(quadratic(BOWL), requests, 0, {})
@@ -123,4 +136,4 @@ def test_from_samples():
     assert estimate.value == 2.0
     assert estimate.standard_error == pytest.approx(1 / np.sqrt(3))
     assert sf.Estimate.from_samples([1.0]).standard_error is None
-    assert not sf.Estimate.from_samples([1.0, np.inf, 2.0]).converged
+    assert not sf.Estimate.from_samples([1.0, np.nan, 2.0]).converged

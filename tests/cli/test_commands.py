@@ -1,0 +1,155 @@
+"""The commands that only read: list, show, plot, and the help."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from runs.studies import NORM, contents, sharpflat, write
+
+import sharpflat as sf
+from sharpflat import registry
+
+KINDS = ("metrics", "models", "datasets", "optimizers", "figures")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_list_shows_every_entry_with_its_summary(kind):
+    outcome = sharpflat("list", kind)
+    assert outcome.code == 0
+    lines = outcome.out.splitlines()
+    entries = getattr(registry, kind)
+    assert [line.split()[0] for line in lines] == sorted(entries)
+    for line, name in zip(lines, sorted(entries), strict=True):
+        assert len(entries[name].summary) > 10
+        assert line.endswith(entries[name].summary)
+
+
+def test_list_shows_one_entry_in_full():
+    out = sharpflat("list", "metrics", "keskar_sharpness").out
+    for text in ("φ = 100", "epsilon", "0.001", "Source: Keskar et al. (2017)", "lbfgsb"):
+        assert text in out
+    out = sharpflat("list", "optimizers", "adam").out
+    assert "learning_rate" in out
+    assert "0.999" in out
+
+
+def test_list_knows_plugins(tmp_path):
+    (tmp_path / "norm.py").write_text(NORM)
+    out = sharpflat("list", "metrics", "--plugin", tmp_path / "norm.py").out
+    assert "weight_norm" in out
+
+
+def test_list_config_is_a_json_schema():
+    schema = json.loads(sharpflat("list", "config").out)
+    assert schema["type"] == "object"
+    assert schema["additionalProperties"] is False
+    assert set(schema["properties"]) == {
+        "study", "plugins", "dataset", "model", "train", "seeds", "sweep", "measure", "landscape",
+        "figures",
+    }  # fmt: skip
+    assert {"study", "dataset", "model", "train"} == set(schema["required"])
+    references = [part["$ref"] for part in _parts(schema) if "$ref" in part]
+    assert references
+    for reference in references:
+        assert reference.removeprefix("#/$defs/") in schema["$defs"]
+    assert schema["$defs"]["Train"]["properties"]["batch_size"]["minimum"] == 1
+
+
+def _parts(schema):
+    if isinstance(schema, dict):
+        yield schema
+        for value in schema.values():
+            yield from _parts(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            yield from _parts(value)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["list", "config"]])
+def test_help_does_not_import_jax(arguments):
+    script = """
+import sys
+from sharpflat import cli
+sys.argv = ["sharpflat", *sys.argv[1:]]
+try:
+    cli.main()
+finally:
+    loaded = {"jax", "flax", "matplotlib", "orbax", "scipy"} & set(sys.modules)
+    print(sorted(loaded), file=sys.stderr)
+"""
+    command = [sys.executable, "-c", script, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert len(done.stdout) > 200
+    assert done.stderr == "[]\n"
+
+
+def test_the_installed_command():
+    command = [sys.executable, "-m", "sharpflat.cli", "show", "--root", "/nowhere"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("sharpflat: /nowhere: ")
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results")
+    (folder / "norm.py").write_text(NORM)
+    metrics = [{"weight_norm": {"power": 1}}, {"weight_norm": {"power": 2}}]
+    path = write(folder, plugins=["norm.py"], measure={"metrics": metrics})
+    entries = dict(registry.metrics._entries)
+    outcome = sharpflat("run", path, "--root", folder / "results")
+    registry.metrics._entries = entries
+    assert outcome.code == 0, outcome
+    return folder / "results", outcome
+
+
+def test_run_shows_its_table_and_says_on_stderr_how_it_goes(results):
+    _, outcome = results
+    for text in ("tiny", "batch_size=8", "batch_size=40", "(2 seeds)", "generalization_gap"):
+        assert text in outcome.out
+    assert outcome.err.count("train ") == 4
+    assert "all 3 epochs done" in outcome.err
+
+
+def test_show_names_each_measurement_with_its_arguments(results):
+    root, _ = results
+    out = sharpflat("show", "tiny", "--root", root).out
+    for text in ("[power=1]", "[power=2]", "large_batch_gap", "test_accuracy"):
+        assert text in out
+    quantities = [
+        line.strip("│ ").split()[0] for line in out.splitlines()
+        if line.startswith("│") and line[2] != " "
+    ]  # fmt: skip
+    assert quantities[0] == "generalization_gap", "gap and sharpness first"
+    assert quantities[1].startswith("weight_norm")
+    assert quantities.index("test_accuracy") > 2
+
+
+def test_show_without_a_name_shows_all_studies(results):
+    root, _ = results
+    out = sharpflat("show", "--root", root).out
+    assert out == sharpflat("show", "tiny", "--root", root).out
+
+
+def test_plot_draws_one_figure(results):
+    root, _ = results
+    before = contents(root / "runs")
+    outcome = sharpflat(
+        "plot", "tiny", "--figure", "training_curves", "width=column", "--root", root
+    )
+    assert outcome.code == 0
+    folder = root / "studies" / "tiny" / "figures"
+    assert outcome.out.strip() == str(folder / "training_curves.png")
+    assert {path.suffix for path in folder.iterdir()} == {".png", ".pdf", ".csv", ".txt"}
+    assert contents(root / "runs") == before
+
+
+def test_records_of_a_plugin_are_read_without_it(results):
+    root, _ = results
+    assert "weight_norm" not in sf.metrics
+    for run in sf.load_runs(root, "tiny"):
+        one, two = run.measurements
+        assert two["value"] == pytest.approx(one["value"] ** 2)

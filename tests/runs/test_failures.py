@@ -1,0 +1,196 @@
+"""Runs that diverge, runs and metrics that raise: recorded, and the study goes on."""
+
+import csv
+import json
+
+import pytest
+from runs.studies import LINEAR, NORM, TINY, sharpflat, write
+
+import sharpflat as sf
+from sharpflat.runs import train_run
+
+
+def rows(root):
+    with (root / "studies" / "tiny" / "table.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def run(folder, *arguments, **changes):
+    (folder / "norm.py").write_text(NORM)
+    study = {
+        "plugins": ["norm.py"], "seeds": 1, "measure": {"metrics": ["weight_norm"]}, **changes,
+    }  # fmt: skip
+    return sharpflat("run", write(folder, **study), *arguments, "--root", folder)
+
+
+RATES = "train.optimizer.learning_rate"
+DESCENT = {"batch_size": 8, "epochs": 4, "loss": "squared_error"}
+DESCENT["optimizer"] = {"name": "gradient_descent", "learning_rate": 0.01}
+
+
+def test_divergence_is_recorded_and_the_study_goes_on(tmp_path):
+    sweep = [{RATES: 1e30}, {RATES: 0.01}]
+    outcome = run(tmp_path, train=DESCENT, sweep=sweep, figures=None)
+    assert outcome.code == 0, outcome
+    diverged, finished = sf.load_runs(tmp_path, "tiny")
+
+    assert diverged.status["status"] == "diverged"
+    assert "epoch 1" in diverged.status["reason"]
+    assert diverged.history[0]["train_loss"] is None
+    text = (diverged.folder / "history.jsonl").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    assert diverged.measurements == []
+
+    assert finished.status["status"] == "finished"
+    assert [row["metric"] for row in finished.measurements] == ["weight_norm"]
+    first, second = rows(tmp_path)
+    assert first["status"] == "diverged"
+    assert first[RATES] == "1e+30"
+    for column in ("test_accuracy", "train_loss", "generalization_gap", "weight_norm"):
+        assert first[column] == ""
+        assert second[column] != ""
+
+    shown = sharpflat("show", "tiny", "--root", tmp_path)
+    assert shown.code == 0
+    assert f"run {diverged.id} (seed 0): diverged" in shown.out
+
+
+def test_what_was_trained_before_it_diverged_is_kept(tmp_path):
+    """A rate at which the loss grows slowly enough to see it."""
+    train = {**DESCENT, "epochs": 60, "batch_size": 40}
+    (tmp_path / "linear.py").write_text(LINEAR)
+    linear = {"model": {"name": "linear"}, "plugins": ["norm.py", "linear.py"]}
+    assert run(tmp_path, train=train, sweep={RATES: [40.0]}, **linear).code == 0
+    (record,) = sf.load_runs(tmp_path, "tiny")
+    assert record.status["status"] == "diverged"
+    history = record.history
+    assert 2 < len(history) < 60
+    assert [row["epoch"] for row in history] == list(range(1, len(history) + 1))
+    losses = [row["train_loss"] for row in history[:-1]]
+    assert all(loss is not None for loss in losses)
+    assert losses[-1] > 1e3 * losses[0]
+    assert f"epoch {len(history)}" in record.status["reason"]
+
+
+def test_divergence_in_the_very_last_update(tmp_path):
+    """The loss of an epoch of one update is the one before it: finite."""
+    train = {**DESCENT, "epochs": 1, "batch_size": 40}
+    outcome = run(tmp_path, train=train, sweep={RATES: [1e30, 0.01]})
+    assert outcome.code == 0, outcome
+    assert [record.status["status"] for record in sf.load_runs(tmp_path, "tiny")] == [
+        "diverged", "finished",
+    ]  # fmt: skip
+
+
+def test_a_diverged_run_is_not_trained_again(tmp_path):
+    assert run(tmp_path, train=DESCENT, sweep={RATES: [1e30]}).code == 0
+    (record,) = sf.load_runs(tmp_path, "tiny")
+    before = (record.folder / "history.jsonl").stat().st_mtime_ns
+    assert run(tmp_path, train=DESCENT, sweep={RATES: [1e30]}).code == 0
+    assert (record.folder / "history.jsonl").stat().st_mtime_ns == before
+
+
+def test_show_where_everything_diverged(tmp_path):
+    assert run(tmp_path, train=DESCENT, sweep={RATES: [1e30]}, seeds=2, figures=None).code == 0
+    shown = sharpflat("show", "--root", tmp_path)
+    assert shown.code == 0
+    assert shown.out.count("diverged") == 2
+
+
+RAISE = 'if fail:\n{0}    raise RuntimeError("the weights [fell] off")\n{0}'
+SIZE, DOCSTRING = "size = inputs[0].size", '"""A linear network."""'
+INIT_FAILS = LINEAR.replace(SIZE, RAISE.format(" " * 8) + SIZE)
+BUILD_FAILS = LINEAR.replace(DOCSTRING, RAISE.format(" " * 4))
+
+
+@pytest.mark.parametrize("text", [LINEAR, INIT_FAILS, BUILD_FAILS], ids=["apply", "init", "build"])
+def test_a_run_that_raises_fails_and_the_others_go_on(tmp_path, text):
+    (tmp_path / "linear.py").write_text(text)
+    models = [{"name": "linear", "fail": True}, TINY["model"]]
+    outcome = run(tmp_path, sweep={"model": models}, plugins=["norm.py", "linear.py"])
+    failed, finished = sf.load_runs(tmp_path, "tiny")
+    assert outcome.code == 1
+    assert "Traceback" not in outcome.err
+    assert f"run {failed.id}: failed: RuntimeError: the weights [fell] off" in outcome.err
+    assert failed.status["status"] == "failed"
+    assert failed.status["reason"] == "RuntimeError: the weights [fell] off"
+    assert "in " in failed.status["traceback"]
+    assert finished.finished
+    assert len(finished.measurements) == 1
+    first, second = rows(tmp_path)
+    assert (first["status"], first["weight_norm"]) == ("failed", "")
+    assert second["weight_norm"] != ""
+    assert "failed" in sharpflat("show", "tiny", "--root", tmp_path).out
+
+
+def test_a_failed_run_is_tried_again(tmp_path, monkeypatch):
+    def broken(*args, **kwargs):
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_run, "evaluate", broken)
+        assert run(tmp_path, sweep=None).code == 1
+    (record,) = sf.load_runs(tmp_path, "tiny")
+    assert record.status["reason"] == "MemoryError: no room"
+    finished = tmp_path / "unbroken"
+    finished.mkdir()
+    assert run(tmp_path, sweep=None).code == 0
+    assert run(finished, sweep=None).code == 0
+    assert rows(tmp_path) == rows(finished)
+    assert record.finished
+    assert len(record.history) == 3
+
+
+FAULTY = NORM.replace("    norm = ", "    raise RuntimeError('not [today]')\n    norm = ").replace(
+    "weight_norm", "faulty"
+)
+MENDED = NORM.replace("weight_norm", "faulty")
+
+
+def test_a_metric_that_raises(tmp_path):
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    study = {
+        "plugins": ["norm.py", "faulty.py"], "sweep": None,
+        "measure": {"metrics": ["faulty", "weight_norm"]},
+    }  # fmt: skip
+    outcome = run(tmp_path, **study)
+    (record,) = sf.load_runs(tmp_path, "tiny")
+    assert outcome.code == 1
+    assert f"run {record.id}: faulty: RuntimeError: not [today]" in outcome.err
+    failed, good = record.measurements
+    assert failed["error"] == "RuntimeError: not [today]"
+    assert (failed["value"], failed["standard_error"], failed["converged"]) == (None, None, False)
+    assert good["error"] is None
+    (row,) = rows(tmp_path)
+    assert (row["faulty"], row["status"]) == ("", "finished")
+    assert float(row["weight_norm"]) == pytest.approx(good["value"])
+
+    assert run(tmp_path, **study).code == 1, "tried again, and again in vain"
+
+    (tmp_path / "faulty.py").write_text(MENDED)
+    outcome = run(tmp_path, **study)
+    assert outcome.code == 0, outcome
+    lines = [json.loads(line) for line in record.measurements_file.read_text().splitlines()]
+    assert [line["metric"] for line in lines] == ["faulty", "weight_norm", "faulty", "faulty"]
+    (row,) = rows(tmp_path)
+    assert float(row["faulty"]) == pytest.approx(float(row["weight_norm"]))
+
+
+def test_errors_of_what_is_not_asked_for_do_not_count(tmp_path):
+    (tmp_path / "faulty.py").write_text(FAULTY)
+    study = {"plugins": ["norm.py", "faulty.py"], "sweep": None}
+    assert run(tmp_path, **study, measure={"metrics": ["faulty"]}).code == 1
+    assert run(tmp_path, **study).code == 0
+
+
+def test_a_metric_that_returns_something_else(tmp_path):
+    (tmp_path / "faulty.py").write_text(
+        MENDED.replace("return sf.Estimate(norm**power, 0.0, True, {", "return (norm**power, {")
+    )
+    study = {"plugins": ["norm.py", "faulty.py"], "sweep": None}
+    outcome = run(tmp_path, **study, measure={"metrics": ["faulty", "weight_norm"]})
+    assert outcome.code == 1
+    assert "not an Estimate" in outcome.err
+    (record,) = sf.load_runs(tmp_path, "tiny")
+    assert [row["error"] is None for row in record.measurements] == [False, True]

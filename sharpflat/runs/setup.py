@@ -34,7 +34,7 @@ def keep_compiled_programs() -> Path | None:
     is left alone. The folder is one of this jaxlib and processor: programs do not travel.
     """
     setting = os.environ.get(CACHE_VARIABLE, "")
-    if setting == "off" or jax.config.values.get("jax_compilation_cache_dir"):
+    if setting == "off" or getattr(jax.config, "jax_compilation_cache_dir", None):
         return None
     machine = hashlib.sha256(processor().encode()).hexdigest()[:8]
     base = Path(setting) if setting else Path(platformdirs.user_cache_dir("sharpflat")) / "xla"

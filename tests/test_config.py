@@ -75,7 +75,7 @@ UNKNOWN = [
     ("figures=[training_curve]", "figures", "training_curves"),
     ("train.loss=cross_entrop", "train.loss", "cross_entropy"),
     ("measure.batch_norm=[runing]", "measure.batch_norm.0", "running"),
-    ("landscape=[{line: {batch_norm: runing}}]", "landscape.0.line.batch_norm", "running"),
+    ("landscape=[{line: {batch_norm: recal}}]", "landscape.0.line.batch_norm", "recalibrated"),
 ]
 
 
@@ -87,7 +87,7 @@ def test_unknown_keys_and_names_are_told_with_the_closest(tmp_path, override, ke
 
 
 WRONG = [
-    ("train=5", "train"),
+    ("train.stop=5", "train.stop"),
     ("train.batch_size=true", "train.batch_size"),
     ("train.batch_size=8.0", "train.batch_size"),
     ("train.batch_size='8'", "train.batch_size"),
@@ -267,6 +267,20 @@ def test_overrides_are_read_as_yaml(tmp_path):
 def test_an_override_replaces_a_whole_entry(tmp_path):
     run = cells(tmp_path, "dataset={name: digits}")[0]
     assert run.dataset == {"name": "digits", "train_examples": 1000, "split_seed": 0}
+
+
+@pytest.mark.parametrize(
+    ("override", "swept"),
+    [
+        ("train={batch_size: 16, epochs: 2, optimizer: {name: adam}}", {"train.batch_size": [8]}),
+        ("model.width=16", {"model": [{"name": "mlp"}, {"name": "f1"}]}),
+    ],
+)
+def test_an_override_that_the_sweep_would_undo_is_refused(tmp_path, override, swept):
+    key = override.partition("=")[0]
+    for sweep in (swept, [{name: values[0] for name, values in swept.items()}]):
+        message = refusal(tmp_path, override, sweep=sweep)
+        assert message.startswith(f"override {key}: '{next(iter(swept))}' is swept")
 
 
 def test_later_overrides_win(tmp_path):

@@ -109,10 +109,21 @@ def test_chunks_that_are_allowed(tmp_path, model, measure):
 
 
 def test_a_line_between_different_networks(complain):
-    sweep = {"train.batch_size": [8, 40], "model.width": [4, 8]}
+    sweep = [{"train.batch_size": 8}, {"train.batch_size": 40, "model.width": 4}]
     message = complain(sweep=sweep, landscape=[{"line": {}}])
     assert message.startswith("landscape.line.key: ")
     assert "'model'" in message
+
+
+def test_a_line_between_one_of_several_runs(complain, tmp_path):
+    sweep = {"train.batch_size": [8, 40], "model.width": [4, 8]}
+    assert complain(sweep=sweep, landscape=[{"line": {}}]).startswith("landscape.line.where: ")
+    unknown = {"model.widht": 4}
+    message = complain(sweep=sweep, landscape=[{"line": {"where": unknown}}])
+    assert message.startswith("landscape.line.where: ")
+    assert "'model.width'" in message
+    path = write(tmp_path, sweep=sweep, landscape=[{"line": {"where": {"model.width": 4}}}])
+    assert sharpflat("run", path, "--root", tmp_path / "new", "--dry-run").code == 0
 
 
 def test_a_line_along_what_has_no_order(complain):

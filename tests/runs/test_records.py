@@ -49,7 +49,8 @@ def test_figures_and_landscapes(tiny):
     for name in ("line", "training_curves", "sharpness_by_batch_size"):
         for suffix in ("png", "pdf", "csv", "txt"):
             assert (study / "figures" / f"{name}.{suffix}").stat().st_size > 0
-    (settings,) = study.glob("landscapes/*.json")
+    (digest,) = json.loads((study / "landscapes" / "index.json").read_text())
+    settings = study / "landscapes" / f"{digest}.json"
     with np.load(settings.with_suffix(".npz")) as arrays:
         np.testing.assert_allclose(arrays["alpha"], [-1, 0.5, 2])
         assert all(arrays[name].shape == (3,) for name in ("train_loss", "test_accuracy"))
@@ -136,6 +137,7 @@ def test_evaluations_as_often_as_asked(tmp_path):
 MEASUREMENT = [
     "metric", "arguments", "split", "examples", "data_digest", "batch_norm", "chunk", "dtype",
     "seed", "metric_digest", "value", "standard_error", "converged", "error", "seconds", "details",
+    "commit", "device", "versions",
 ]  # fmt: skip
 
 

@@ -22,6 +22,7 @@ import argparse
 import csv
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -209,6 +210,8 @@ def collect(root: Path) -> None:
         shutil.copytree(study / name, RESULTS / name, dirs_exist_ok=True)
     runs = sf.load_runs(root, STUDY)
     provenance = {run.id: {**run.swept, "seed": run.seed, **run.provenance} for run in runs}
+    for record in provenance.values():  # where the results lay is of no use to a reader
+        record["command"] = re.sub(r" --root \S+", "", record["command"])
     (RESULTS / "provenance.json").write_text(json.dumps(provenance, indent=1) + "\n")
     lines = [json.dumps({"run": run.id, **row}) for run in runs for row in measurements(run)]
     (RESULTS / "measurements.jsonl").write_text("\n".join(lines) + "\n")

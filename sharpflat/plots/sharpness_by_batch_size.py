@@ -148,9 +148,11 @@ def _prepare(ax: Axes, quantity: str, rows: list[dict[str, Any]], points: dict[i
         base.percent_axis(ax.yaxis)
         return
     name, bracket, arguments = quantity.partition("[")
-    ax.set_ylabel(
-        "\n".join([textwrap.fill(name.replace("_", " "), 24), bracket + arguments]).strip()
-    )
+    ax.set_ylabel(textwrap.fill(name.replace("_", " "), 24))
+    if bracket:
+        # Above the panel, where it has the panel's width: beside it, it runs into the next one.
+        words = arguments.removesuffix("]").replace(",", ", ").replace("=", " = ")
+        ax.set_title(textwrap.fill(words, 34), fontsize=6.5)
     if _is_log(drawn):
         ax.set_yscale("log")
         base.log_axis(ax.yaxis)

@@ -5,6 +5,7 @@ import itertools
 import math
 
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from sharpflat.plots import RunRecord
 from sharpflat.plots.settings import settings
@@ -145,3 +146,19 @@ def test_no_figure_without_measurements_or_with_one_batch_size(make):
     assert sharpness_by_batch_size(dataclasses.replace(study, columns=[])) is None
     assert sharpness_by_batch_size(dataclasses.replace(study, runs=study.runs[:5])) is None
     assert sharpness_by_batch_size(dataclasses.replace(study, runs=[])) is None
+
+
+def test_long_arguments_do_not_run_into_other_panels(make):
+    columns = [
+        f"keskar_sharpness[epsilon={e},subspace={s},examples=12000]"
+        for e in (0.001, 0.0005)
+        for s in ("null", 100)
+    ]
+    runs = [make.run(size, seed, columns=columns) for size in (256, 6000) for seed in range(3)]
+    plot = sharpness_by_batch_size(make.study(runs, columns=columns), width="page")
+    FigureCanvasAgg(plot.figure).draw()
+    texts = [t for ax in plot.figure.axes for t in (ax.title, ax.yaxis.label) if t.get_text()]
+    boxes = [text.get_window_extent() for text in texts]
+    assert len(boxes) == 5 + 4
+    for i, box in enumerate(boxes):
+        assert not any(box.overlaps(other) for other in boxes[:i])

@@ -2,9 +2,8 @@
 
 from sharpflat.networks.adapter import Model
 from sharpflat.networks.batch_norm import recalibrate
-from sharpflat.networks.convolution import convolution, max_pool
 from sharpflat.registry import import_modules, models
 
-__all__ = ["Model", "convolution", "max_pool", "models", "recalibrate"]
+__all__ = ["Model", "models", "recalibrate"]
 
 import_modules(__name__, __path__)

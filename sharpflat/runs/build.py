@@ -92,7 +92,7 @@ def check_fit(config: dict[str, Any]) -> None:
         warnings.warn(
             f"model {config['model']['name']!r} uses XLA's own convolution, which is 10 to 100 "
             f"times slower inside compiled loops on CPU; give nn.Conv "
-            f"conv_general_dilated=sharpflat.networks.convolution",
+            f"conv_general_dilated=sharpflat.networks.convolution.convolution",
             stacklevel=2,
         )
 

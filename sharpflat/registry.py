@@ -198,11 +198,7 @@ class Entry:
     def _signature(self) -> list[str]:
         parameters = inspect.signature(self.function).parameters.values()
         keywords = [p for p in parameters if p.kind is p.KEYWORD_ONLY]
-        shown = [str(p).replace(f"'{p.annotation}'", str(p.annotation)) for p in keywords]
-        inputs = [p.name in self.inputs for p in keywords]
-        return [
-            f"{s} (handed over)" if given else s for s, given in zip(shown, inputs, strict=True)
-        ]
+        return [_shown(p) + " (handed over)" * (p.name in self.inputs) for p in keywords]
 
     @cached_property
     def file(self) -> Path | None:
@@ -223,6 +219,14 @@ class Entry:
         if not source and module is not None:
             source = textwrap.dedent(inspect.getsource(self.function))
         return hashlib.sha256(_code_only(source).encode()).hexdigest()[:16]
+
+
+def _shown(parameter: inspect.Parameter) -> str:
+    """`name: type = default`, the type as it is written."""
+    kind = parameter.annotation
+    text = kind if isinstance(kind, str) else inspect.formatannotation(kind)
+    default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
+    return f"{parameter.name}: {text}{default}"
 
 
 def _code_only(source: str) -> str:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
 from sharpflat.data.base import Dataset
-from sharpflat.registry import InputError, datasets
+from sharpflat.registry import InputError, datasets, import_modules
 
 __all__ = ["Dataset", "datasets", "load"]
 
-for _module in pkgutil.iter_modules(__path__):
-    importlib.import_module(f"{__name__}.{_module.name}")
+import_modules(__name__, __path__)
 
 
 def load(name: str, arguments: Mapping[str, Any] | None = None) -> Dataset:

@@ -1,20 +1,8 @@
 """One tiny study, run once for all tests that only read it."""
 
 import pytest
+from plugins import own_registries  # noqa: F401
 from runs.studies import sharpflat, write
-
-from sharpflat import registry
-from sharpflat.runs.setup import fill_registries
-
-fill_registries()
-
-
-@pytest.fixture(autouse=True)
-def own_registries(monkeypatch):
-    """What a test's plugins register is gone after it."""
-    for kind in ("metrics", "models", "datasets", "optimizers", "figures"):
-        entries = getattr(registry, kind)
-        monkeypatch.setattr(entries, "_entries", dict(entries._entries))
 
 
 @pytest.fixture(scope="session")

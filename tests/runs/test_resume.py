@@ -18,6 +18,21 @@ from sharpflat.runs import checkpoints
 from sharpflat.runs.snapshots import to_host
 
 
+def run_until_third_checkpoint(config, root, monkeypatch):
+    """Interrupted right after the checkpoint of epoch 3 is on its way."""
+    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 0.0)
+    save = checkpoints.Checkpoints.save
+
+    def save_and_stop(self, epoch, state):
+        save(self, epoch, state)
+        if epoch == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoints.Checkpoints, "save", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        sf.run(config, root)
+
+
 def history(run):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in run.history]
 
@@ -78,17 +93,7 @@ def test_patience_is_counted_across_an_interruption(tmp_path, monkeypatch):
     (unbroken,) = sf.run(config, tmp_path / "unbroken")
     assert len(unbroken.history) == 5, "four epochs without a new best after the first"
 
-    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 0.0)
-    save = checkpoints.Checkpoints.save
-
-    def save_and_stop(self, epoch, state):
-        save(self, epoch, state)
-        if epoch == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoints.Checkpoints, "save", save_and_stop)
-    with pytest.raises(KeyboardInterrupt):
-        sf.run(config, tmp_path / "broken")
+    run_until_third_checkpoint(config, tmp_path / "broken", monkeypatch)
     (resumed,) = sf.run(config, tmp_path / "broken")
     assert history(resumed) == history(unbroken)
     assert resumed.status == unbroken.status
@@ -97,17 +102,7 @@ def test_patience_is_counted_across_an_interruption(tmp_path, monkeypatch):
 def test_history_lines_beyond_the_checkpoint_are_dropped(tmp_path, monkeypatch):
     config = sf.load_config(write(tmp_path, sweep=None, seeds=1), ["train.epochs=6"])
     (unbroken,) = sf.run(config, tmp_path / "unbroken")
-    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 0.0)
-    save = checkpoints.Checkpoints.save
-
-    def save_and_stop(self, epoch, state):
-        save(self, epoch, state)
-        if epoch == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoints.Checkpoints, "save", save_and_stop)
-    with pytest.raises(KeyboardInterrupt):
-        sf.run(config, tmp_path / "broken")
+    run_until_third_checkpoint(config, tmp_path / "broken", monkeypatch)
     (file,) = (tmp_path / "broken").glob("runs/*/history.jsonl")
     with file.open("a") as rows:
         rows.write('{"epoch": 4, "train_loss": 9.0}\n{"epoch": 5, "trai')

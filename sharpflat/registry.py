@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import hashlib
 import importlib
 import importlib.metadata
@@ -126,13 +127,28 @@ def _schemas_in(annotation: Any) -> list[type[pydantic.BaseModel]]:
     return [s for part in typing.get_args(annotation) for s in _schemas_in(part)]
 
 
+Cost = Callable[[int, Mapping[str, Any]], float]
+"""From the number of examples and an entry's arguments to gradient evaluations over all of them."""
+
+
 @dataclass(frozen=True)
 class Entry:
-    """A registered function, with what its signature and docstring say of it."""
+    """A registered function, with what its signature and docstring say of it.
+
+    Attributes:
+        kind: what it is, a singular noun.
+        name: the function's own.
+        function: the function.
+        cost: of a metric, about how much work it is; None if nobody has said.
+        checks: of a metric, functions of `(objective, arguments)` that refuse, before any work,
+            what it cannot measure; each raises InputError.
+    """
 
     kind: str
     name: str
     function: Callable[..., Any]
+    cost: Cost | None = None
+    checks: tuple[Callable[[Any, Mapping[str, Any]], None], ...] = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call the function itself."""
@@ -247,18 +263,25 @@ class Registry(Mapping[str, Entry]):
         self.kind = kind
         self._entries: dict[str, Entry] = {}
 
-    def register(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    def register(self, function: Callable[..., Any] | None = None, **about: Any) -> Any:
         """Register `function` under its own name and return it unchanged.
+
+        Args:
+            function: the function; without one, a decorator is returned, so that
+                `@metric` and `@metric(cost=..., checks=...)` both work.
+            **about: `cost` and `checks` of `Entry`.
 
         Raises:
             InputError: a function from another file already has that name.
         """
+        if function is None:
+            return functools.partial(self.register, **about)
         name = function.__name__
         known = self._entries.get(name)
         if known and known.function.__module__ != function.__module__:
             owner = "sharpflat's own" if known.built_in else f"that of {known.file}"
             raise InputError(f"{self.kind} {name!r} is {owner}; choose another name")
-        entry = Entry(self.kind, name, function)
+        entry = Entry(self.kind, name, function, **about)
         if not entry.built_in:
             entry.digest  # noqa: B018 — of the code that was loaded, not of a later edit
         self._entries[name] = entry

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from optax.tree import add, add_scale, norm, random_like, scale, sub, vdot, zeros_like
 
 __all__ = [
@@ -43,7 +45,7 @@ def interpolate(start: Any, end: Any, alpha: float | jax.Array) -> Any:
 
 def size(tree: Any) -> int:
     """Number of scalars in all leaves."""
-    return sum(jnp.size(leaf) for leaf in jax.tree.leaves(tree))
+    return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(tree))
 
 
 def all_finite(tree: Any) -> jax.Array:

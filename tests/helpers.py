@@ -1,5 +1,8 @@
 """Problems with known answers, shared by the tests."""
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -26,3 +29,18 @@ def quadratic(matrix, minimum=None, floor=0.0):
         return 0.5 * step @ matrix @ step + floor
 
     return sf.Objective.from_function(loss, {"w": center}, ONE)
+
+
+class Case(NamedTuple):
+    """A metric on a problem where its value is known.
+
+    `cases/` holds them, a module a family; `test_coverage.py` asks of every one of them whether
+    value ± 1.96 standard errors covers the truth as often as it should.
+    """
+
+    metric: str
+    problem: str
+    objective: Callable[[], sf.Objective]
+    truth: float
+    arguments: dict[str, Any] = {}
+    inputs: dict[str, Any] = {}

@@ -22,7 +22,7 @@ ALLOWED = {
     "statistics": {"statistics"},
     "data": BASE | {"data"},
     "networks": BASE | {"networks"},
-    "objective": BASE | {"networks"},
+    "objective": OBJECTIVE,
     "curvature": OBJECTIVE | {"curvature"},
     "sharpness": OBJECTIVE | {"curvature", "sharpness"},
     "landscape": OBJECTIVE | {"curvature", "landscape"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -48,6 +49,25 @@ class Estimate(NamedTuple):
         converged = bool(np.isfinite(values).all())
         return cls(float(values.mean()), error, converged, {"samples": values, **details})
 
+    @classmethod
+    def from_ratio(cls, numerators: Any, denominators: Any, **details: Any) -> Estimate:
+        """Σ a_i / Σ b_i over independent draws of pairs `[k]`, with the delta method's error.
+
+        The standard error is s(a_i − R b_i) / (√k |b̄|), R the ratio.
+
+        Raises:
+            ValueError: no draws, or as many numerators as not denominators.
+        """
+        above, below = (np.asarray(part, dtype=np.float64) for part in (numerators, denominators))
+        if above.ndim != 1 or len(above) == 0 or above.shape != below.shape:
+            raise ValueError(f"draws: expected pairs, got shapes {above.shape} and {below.shape}")
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = float(above.sum() / below.sum())
+        rest = cls.from_samples(above - ratio * below)
+        error = None if rest.standard_error is None else rest.standard_error / abs(below.mean())
+        samples = {"numerators": above, "denominators": below}
+        return cls(ratio, error, bool(np.isfinite(ratio)), {**samples, **details})
+
 
 class Measured(NamedTuple):
     """One metric's outcome: an estimate, or the error that kept it from one."""
@@ -76,10 +96,12 @@ def measure(
             (`initial_params`, ...).
 
     Returns:
-        An `Estimate`, or a list of them in the order asked for.
+        An `Estimate`, or a list of them in the order asked for. In a list a metric that fails
+        leaves the others' results: its own is NaN, unconverged, with the error in its details.
 
     Raises:
-        InputError: an unknown metric or argument, a missing input, parameters that are not finite.
+        InputError: before any work, an unknown metric or argument, a missing input, what the
+            objective cannot give, parameters that are not finite; later, a single metric's failure.
 
     Example:
         >>> import jax.numpy as jnp, sharpflat as sf
@@ -100,10 +122,16 @@ def measure(
     requests = [(name, {**given, **arguments}) for name, given in map(_parts, specs)]
     estimates = []
     for outcome in measure_each(objective, requests, seed, inputs):
-        if outcome.error is not None:
+        if outcome.error is not None and not several:
             raise outcome.error
-        estimates.append(outcome.estimate)
+        estimates.append(outcome.estimate or _failed(outcome))
     return estimates if several else estimates[0]
+
+
+def _failed(outcome: Measured) -> Estimate:
+    reason = f"{type(outcome.error).__name__}: {outcome.error}"
+    warnings.warn(f"{outcome.name}: {reason}", stacklevel=3)
+    return Estimate(float("nan"), None, False, {"error": np.array(reason)})
 
 
 def measure_each(
@@ -119,8 +147,9 @@ def measure_each(
     """
     checked = [(metrics[name], metrics[name].arguments(given)) for name, given in requests]
     known = {*_INPUTS, *(name for entry, _ in checked for name in entry.inputs)}
-    for entry, _ in checked:
+    for entry, arguments in checked:
         _check_inputs(entry, inputs, known)
+        check(entry, objective, arguments)
     if not trees.all_finite(objective.params):
         raise InputError("params: hold numbers that are not finite; nothing can be measured there")
     key = jax.random.key(seed)
@@ -137,9 +166,47 @@ def measure_each(
             yield Measured(entry.name, arguments, estimate, failure, time.perf_counter() - began)
 
 
+def check(entry: Entry, objective: Objective, arguments: Mapping[str, Any]) -> None:
+    """Refuse what `entry` cannot measure on `objective`, whose arrays need only have shapes.
+
+    Raises:
+        InputError: one line that names the metric.
+    """
+    for refuse in entry.checks:
+        try:
+            refuse(objective, arguments)
+        except InputError as error:
+            raise InputError(f"{entry.name}: {error}") from None
+
+
+def needs_outputs(objective: Objective, arguments: Mapping[str, Any]) -> None:
+    """The check of metrics that look at a network's outputs."""
+    objective.need_outputs("outputs")
+
+
+def needs_single_examples(objective: Objective, arguments: Mapping[str, Any]) -> None:
+    """The check of metrics that look at one example's loss or gradient."""
+    objective.need_single_examples("an example's own loss")
+
+
+def selects_parameters(objective: Objective, arguments: Mapping[str, Any]) -> None:
+    """The check of metrics with `parameters`, a pattern, and `k` of them at most."""
+    size = trees.size(objective.restrict(arguments["parameters"]).params)
+    if arguments.get("k", 0) > size:
+        raise InputError(f"k: {arguments['k']} is above the {size} parameters")
+
+
+def fits_examples(objective: Objective, arguments: Mapping[str, Any]) -> None:
+    """The check of metrics that draw batches of `batch_size` examples."""
+    if arguments["batch_size"] > objective.data.size:
+        raise InputError(
+            f"batch_size: {arguments['batch_size']} is above the {objective.data.size} examples"
+        )
+
+
 def map_draws(
-    function: Callable[..., jax.Array], objective: Objective, key: jax.Array, draws: int, *args: Any
-) -> jax.Array:
+    function: Callable[..., Any], objective: Objective, key: jax.Array, draws: int, *args: Any
+) -> Any:
     """`function(objective, key_i, *args)` for `draws` independent keys, in one compiled loop.
 
     Args:
@@ -157,7 +224,7 @@ def map_draws(
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _map_draws(function: Any, objective: Objective, keys: jax.Array, args: Any) -> jax.Array:
+def _map_draws(function: Any, objective: Objective, keys: jax.Array, args: Any) -> Any:
     return jax.lax.map(lambda key: function(objective, key, *args), keys)
 
 

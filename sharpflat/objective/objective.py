@@ -2,48 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import functools
-from collections.abc import Callable, Iterator
-from contextvars import ContextVar
+import fnmatch
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax.tree_util import Partial
 
-from sharpflat.batch import Batch, map_over_chunks, mean_over_chunks
+from sharpflat.batch import Batch
 from sharpflat.networks.adapter import Model, has_batch_norm, nnx_parts
-from sharpflat.networks.batch_norm import recalibrate
+from sharpflat.objective import derivatives
+from sharpflat.objective.losses import LOSSES
+from sharpflat.objective.sharing import once
 from sharpflat.registry import InputError, closest
 
 BatchNormPolicy = Literal["batch", "running", "recalibrated"]
-
-
-def cross_entropy(outputs: jax.Array, labels: jax.Array) -> jax.Array:
-    """−log softmax(outputs)[label] in nats, `[n]`, for logits `[n, classes]`, integer labels."""
-    chosen = jnp.take_along_axis(outputs, labels[:, None], axis=-1)[:, 0]
-    return jax.nn.logsumexp(outputs, axis=-1) - chosen
-
-
-def squared_error(outputs: jax.Array, labels: jax.Array) -> jax.Array:
-    """½ ‖output − label‖², `[n]`; integer labels stand for their one-hot vectors."""
-    if jnp.issubdtype(labels.dtype, jnp.integer):
-        labels = jax.nn.one_hot(labels, outputs.shape[-1], dtype=outputs.dtype)
-    return 0.5 * jnp.sum(
-        (outputs - labels.reshape(outputs.shape)) ** 2, axis=range(1, outputs.ndim)
-    )
-
-
-def hit_rate(outputs: jax.Array, labels: jax.Array) -> jax.Array:
-    """Fraction of examples whose largest output is their label's; NaN for real-valued labels."""
-    if not jnp.issubdtype(labels.dtype, jnp.integer):
-        return jnp.full((), jnp.nan)
-    return jnp.mean(jnp.argmax(outputs, axis=-1) == labels)
-
-
-LOSSES = {"cross_entropy": cross_entropy, "squared_error": squared_error}
 
 
 @jax.tree_util.register_dataclass
@@ -62,6 +37,7 @@ class Objective:
         model: the network, or None for a plain loss function.
         batch_norm: `batch`, `running`, `recalibrated`; None for a plain loss function.
         chunk: examples a pass. Under `batch` it is part of the definition and divides the data.
+        frozen: the parameters that `restrict` holds fixed, None where they are free.
     """
 
     params: Any
@@ -71,6 +47,7 @@ class Objective:
     model: Model | None = field(metadata={"static": True})
     batch_norm: BatchNormPolicy | None = field(metadata={"static": True})
     chunk: int = field(metadata={"static": True})
+    frozen: Any = None
 
     @staticmethod
     def from_function(
@@ -140,58 +117,79 @@ class Objective:
 
     def loss(self, params: Any) -> jax.Array:
         """L(params), a scalar."""
-        return _loss(self, params)
+        return derivatives.loss(self, params)
 
     def value_and_grad(self, params: Any) -> tuple[jax.Array, Any]:
         """L(params) and its gradient."""
-        return _value_and_grad(self, params)
+        return derivatives.value_and_grad(self, params)
 
     def hvp(self, params: Any, vector: Any) -> Any:
         """The Hessian at `params` times `vector`, a tree like `params`."""
-        return _hvp(self, params, vector)
-
-    def ggn_vp(self, params: Any, vector: Any) -> Any:
-        """The generalised Gauss–Newton matrix (1/n) Σ J_iᵀ ∇²ℓ_i J_i times `vector`."""
-        self._needs_outputs("ggn_vp")
-        return _ggn_vp(self, params, vector)
+        return derivatives.hvp(self, params, vector)
 
     def linearize_hvp(self, params: Any) -> Callable[[Any], Any]:
         """`vector -> H vector` at fixed `params`, the forward work done once where memory allows.
 
         With one chunk the gradient is linearised once; with more, each product makes its own pass.
+        What comes back is a pytree, so that it can be an argument of a compiled program.
         """
         if self.chunk >= self.data.size:
-            return _linearized(self, params)
-        return functools.partial(self.hvp, params)
+            return derivatives.linearized_gradient(self, params)
+        return Partial(derivatives.hvp, self, params)
+
+    def ggn_vp(self, params: Any, vector: Any) -> Any:
+        """The generalised Gauss–Newton matrix (1/n) Σ J_iᵀ ∇²ℓ_i J_i times `vector`."""
+        self.need_outputs("ggn_vp")
+        return derivatives.ggn_vp(self, params, vector)
+
+    def linearize_ggn_vp(self, params: Any) -> Callable[[Any], Any]:
+        """`vector -> GGN vector`, as `linearize_hvp`."""
+        self.need_outputs("ggn_vp")
+        if self.chunk >= self.data.size:
+            return derivatives.linearized_ggn(self, params)
+        return Partial(derivatives.ggn_vp, self, params)
 
     def outputs(self, params: Any) -> jax.Array:
         """The network's outputs on all examples, `[n, ...]`."""
-        self._needs_outputs("outputs")
-        return _outputs(self, params)
+        self.need_outputs("outputs")
+        return derivatives.outputs(self, params)
 
     def losses(self, params: Any) -> jax.Array:
         """Each example's loss, `[n]`."""
-        self._needs_outputs("losses")
-        return _losses(self, params)
+        self.need_outputs("losses")
+        return derivatives.losses(self, params)
 
     def accuracy(self, params: Any) -> jax.Array:
         """Fraction of examples whose largest output is their label's, a scalar in [0, 1]."""
-        self._needs_outputs("accuracy")
-        return _loss_and_accuracy(self, params)[1]
+        return self.loss_and_accuracy(params)[1]
 
     def loss_and_accuracy(self, params: Any) -> tuple[jax.Array, jax.Array]:
         """Both from one pass."""
-        self._needs_outputs("accuracy")
-        return _loss_and_accuracy(self, params)
+        self.need_outputs("accuracy")
+        return derivatives.loss_and_accuracy(self, params)
 
     def per_example_gradients(self, params: Any) -> Any:
         """∇ℓ_i for each example, `[n, ...]` a leaf: n times the memory of the parameters.
 
-        Under `batch` an example's loss depends on the others of its chunk: refused there.
+        Raises:
+            InputError: under `batch`, where an example's loss depends on the others of its chunk.
         """
-        if self.batch_norm == "batch" and has_batch_norm(self.model_state):
-            raise InputError("per_example_gradients: not defined under batch_norm 'batch'")
-        return _per_example_gradients(self, params)
+        return self.map_gradients(_same, params)
+
+    def map_gradients(self, function: Callable[..., Any], params: Any, *args: Any) -> Any:
+        """`function(∇ℓ_i, *args)` for each example, stacked `[n, ...]`; the gradients go at once.
+
+        Args:
+            function: from one example's gradient, a tree like `params`, to a small array or tree;
+                it is compiled once, so let it live at module level.
+            params: where.
+            *args: arrays handed on.
+
+        Raises:
+            InputError: as `per_example_gradients`.
+        """
+        self.need_single_examples("per_example_gradients")
+        return derivatives.map_gradients(self, function, params, args)
 
     @property
     def has_batch_norm(self) -> bool:
@@ -200,10 +198,12 @@ class Objective:
 
     def state_at(self, params: Any) -> Any:
         """The model state that the policy uses at `params`."""
-        return _state_at(self, params)
+        return derivatives.state_at(self, params)
 
     def subset(self, indices: Any) -> Objective:
-        """The same objective on the examples at `indices`.
+        """The same objective on the examples at `indices`, inside compiled programs too.
+
+        Under `batch` and `recalibrated` the statistics are then those of these examples.
 
         Raises:
             InputError: under `batch`, the chunk does not divide their number.
@@ -213,6 +213,42 @@ class Objective:
         _check_divides(self.batch_norm, self.model_state, data.size, chunk)
         return replace(self, data=data, chunk=chunk)
 
+    def restrict(self, pattern: str | Collection[str]) -> Objective:
+        """The same loss as a function of some parameters only, the others held fixed.
+
+        Args:
+            pattern: of names as `layers` gives them, `*` for anything: `Dense_0/*`, `*/kernel`;
+                or a list of such names.
+
+        Raises:
+            InputError: no name matches.
+        """
+        if pattern == "*":
+            return self
+        names = self.layers()
+        if isinstance(pattern, str):
+            chosen = [fnmatch.fnmatchcase(name, pattern) for name in names]
+        else:
+            chosen = [name in pattern for name in names]
+        if not any(chosen):
+            raise InputError(
+                f"parameters: none is called {pattern!r}{closest(str(pattern), names)}"
+            )
+        leaves, structure = jax.tree.flatten(self.params)
+        free = [leaf if c else None for leaf, c in zip(leaves, chosen, strict=True)]
+        held = [None if c else leaf for leaf, c in zip(leaves, chosen, strict=True)]
+        frozen = self.whole(jax.tree.unflatten(structure, held))
+        return replace(self, params=jax.tree.unflatten(structure, free), frozen=frozen)
+
+    def whole(self, params: Any) -> Any:
+        """`params` together with those that `restrict` holds fixed."""
+        if self.frozen is None:
+            return params
+        return jax.tree.map(
+            lambda free, held: held if free is None else free,
+            params, self.frozen, is_leaf=lambda leaf: leaf is None,
+        )  # fmt: skip
+
     def layers(self) -> list[str]:
         """The parameters' names, a path a leaf, as `Dense_0/kernel`."""
         paths, _ = jax.tree.flatten_with_path(self.params)
@@ -220,32 +256,21 @@ class Objective:
 
     def shared(self, function: Callable[..., Any], key: jax.Array, *args: Any) -> Any:
         """`function(self, key, *args)`, computed once for the metrics of one `measure` call."""
-        cache = _SHARED.get()
-        if cache is None:
-            return function(self, key, *args)
-        numbers = [jax.random.key_data(key), *jax.tree.leaves(args)]
-        name = (function, id(self), *(np.asarray(number).tobytes() for number in numbers))
-        if name not in cache:
-            # The objective is kept beside its result, so that its id is not given to another.
-            cache[name] = (self, function(self, key, *args))
-        return cache[name][1]
+        return once(function, self, key, *args)
 
-    def _needs_outputs(self, what: str) -> None:
+    def need_outputs(self, what: str) -> None:
+        """Refuse `what` where there is no network, named in one line."""
         if self.model is None:
             raise InputError(f"{what}: an objective made by from_function has no outputs")
 
+    def need_single_examples(self, what: str) -> None:
+        """Refuse `what` where an example's loss depends on the others of its chunk."""
+        if self.batch_norm == "batch" and self.has_batch_norm:
+            raise InputError(f"{what}: not defined under batch_norm 'batch'")
 
-_SHARED: ContextVar[dict[Any, Any] | None] = ContextVar("shared", default=None)
 
-
-@contextlib.contextmanager
-def sharing() -> Iterator[None]:
-    """While it lasts, `Objective.shared` computes everything once."""
-    token = _SHARED.set({})
-    try:
-        yield
-    finally:
-        _SHARED.reset(token)
+def _same(gradient: Any) -> Any:
+    return gradient
 
 
 def _arrays(tree: Any) -> Any:
@@ -275,120 +300,3 @@ def _check_divides(policy: str | None, model_state: Any, size: int, chunk: int) 
             f"chunk: {chunk} does not divide the {size} examples, as it must under "
             f"batch_norm 'batch', where each chunk is normalised by its own statistics"
         )
-
-
-def _state_at(objective: Objective, params: Any) -> Any:
-    """The model state that holds at `params`; constant as far as derivatives go."""
-    if objective.model is None or objective.batch_norm != "recalibrated":
-        return objective.model_state
-    params = jax.lax.stop_gradient(params)
-    state = objective.model_state
-    return recalibrate(objective.model, params, state, objective.data, objective.chunk)
-
-
-def _apply(objective: Objective, params: Any, state: Any, inputs: jax.Array) -> jax.Array:
-    statistics = objective.batch_norm == "batch" and has_batch_norm(state)
-    model = objective.model
-    assert model is not None
-    return model.apply(params, state, inputs, batch_statistics=statistics, dropout=False)[0]
-
-
-def _chunk_loss(objective: Objective, params: Any, state: Any, batch: Batch) -> jax.Array:
-    if objective.model is None:
-        return objective.function(params, batch)
-    outputs = _apply(objective, params, state, batch.inputs)
-    return jnp.mean(objective.function(outputs, batch.labels))
-
-
-def _mean(objective: Objective, function: Callable[[Batch], Any]) -> Any:
-    return mean_over_chunks(function, objective.data, objective.chunk)
-
-
-@jax.jit
-def _loss(objective: Objective, params: Any) -> jax.Array:
-    state = _state_at(objective, params)
-    return _mean(objective, lambda batch: _chunk_loss(objective, params, state, batch))
-
-
-@jax.jit
-def _value_and_grad(objective: Objective, params: Any) -> tuple[jax.Array, Any]:
-    state = _state_at(objective, params)
-
-    def chunk(batch: Batch) -> tuple[jax.Array, Any]:
-        return jax.value_and_grad(lambda w: _chunk_loss(objective, w, state, batch))(params)
-
-    return _mean(objective, chunk)
-
-
-@jax.jit
-def _hvp(objective: Objective, params: Any, vector: Any) -> Any:
-    state = _state_at(objective, params)
-
-    def chunk(batch: Batch) -> Any:
-        gradient = jax.grad(lambda w: _chunk_loss(objective, w, state, batch))
-        return jax.jvp(gradient, (params,), (vector,))[1]
-
-    return _mean(objective, chunk)
-
-
-@jax.jit
-def _ggn_vp(objective: Objective, params: Any, vector: Any) -> Any:
-    state = _state_at(objective, params)
-
-    def chunk(batch: Batch) -> Any:
-        def outputs(w: Any) -> jax.Array:
-            return _apply(objective, w, state, batch.inputs)
-
-        def mean_loss(values: jax.Array) -> jax.Array:
-            return jnp.mean(objective.function(values, batch.labels))
-
-        values, pushed = jax.jvp(outputs, (params,), (vector,))
-        curved = jax.jvp(jax.grad(mean_loss), (values,), (pushed,))[1]
-        return jax.vjp(outputs, params)[1](curved)[0]
-
-    return _mean(objective, chunk)
-
-
-@jax.jit
-def _linearized(objective: Objective, params: Any) -> Callable[[Any], Any]:
-    state = _state_at(objective, params)
-    gradient = jax.grad(lambda w: _chunk_loss(objective, w, state, objective.data))
-    return jax.linearize(gradient, params)[1]
-
-
-@jax.jit
-def _outputs(objective: Objective, params: Any) -> jax.Array:
-    state = _state_at(objective, params)
-    return map_over_chunks(
-        lambda batch: _apply(objective, params, state, batch.inputs),
-        objective.data,
-        objective.chunk,
-    )
-
-
-@jax.jit
-def _losses(objective: Objective, params: Any) -> jax.Array:
-    return objective.function(_outputs(objective, params), objective.data.labels)
-
-
-@jax.jit
-def _loss_and_accuracy(objective: Objective, params: Any) -> tuple[jax.Array, jax.Array]:
-    state = _state_at(objective, params)
-
-    def chunk(batch: Batch) -> tuple[jax.Array, jax.Array]:
-        outputs = _apply(objective, params, state, batch.inputs)
-        loss = jnp.mean(objective.function(outputs, batch.labels))
-        return loss, hit_rate(outputs, batch.labels)
-
-    return _mean(objective, chunk)
-
-
-@jax.jit
-def _per_example_gradients(objective: Objective, params: Any) -> Any:
-    state = _state_at(objective, params)
-
-    def one(batch: Batch) -> Any:
-        single = jax.tree.map(lambda leaf: leaf[None], batch)
-        return jax.grad(lambda w: _chunk_loss(objective, w, state, single))(params)
-
-    return map_over_chunks(jax.vmap(one), objective.data, objective.chunk)

@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
-from matfree import decomp
 
-from sharpflat.objective import Objective
-
-Operator = Callable[[Objective, Any], Callable[[Any], Any]]
-"""`operator(objective, params)` gives `vector -> product`; it lives at module level."""
+from sharpflat.curvature.krylov import Krylov
 
 
 class Eigenpairs(NamedTuple):
-    """Eigenvalues, largest first.
+    """Eigenvalues, the wanted end first.
 
     Attributes:
         values: `[k]`.
         vectors: `[k, p]`, orthonormal, the parameters flattened by `ravel_pytree`.
         residuals: ‖Hv − λv‖ / |λ|, `[k]`.
-        products: operator products made.
+        products: operator products used, those of a shared space included.
     """
 
     values: np.ndarray
@@ -34,123 +28,96 @@ class Eigenpairs(NamedTuple):
     products: int
 
 
-def top_eigenpairs(
-    operator: Operator,
-    objective: Objective,
+def eigenpairs(
+    space: Krylov,
     key: jax.Array,
     k: int,
     *,
     tolerance: float,
     max_steps: int,
+    sign: float = 1.0,
 ) -> Eigenpairs:
-    """The `k` algebraically largest eigenpairs, by Lanczos with full reorthogonalisation.
+    """The `k` algebraically largest eigenpairs (with `sign` −1 the smallest).
 
-    A Krylov space is built from a random start; the pairs among its top ones whose residual is at
-    most `tolerance` are locked, and the next round works in their complement with a new start, so
-    that eigenvalues of any multiplicity are found. A round that locks nothing is repeated with
-    twice the steps. It ends once k pairs are locked and, for k > 1, a round shows nothing larger
-    in their complement; or after a round of `max_steps`.
+    The space grows until its outermost k Ritz pairs have a residual of at most `tolerance`, which
+    is then computed anew from products of their own. For k > 1 those are locked, and the next
+    round looks in their complement from a new start, so that eigenvalues of any multiplicity are
+    found, until a round shows nothing further out; a round that certifies nothing ends it all.
 
     Args:
-        operator: the symmetric operator.
-        objective: handed to it, with its own parameters.
-        key: PRNG key of the starts.
+        space: a Krylov space of the operator, used as far as it has grown.
+        key: PRNG key of the later rounds' starts.
         k: at most the number of parameters.
         tolerance: of the relative residual.
         max_steps: Lanczos steps of a round, at most.
+        sign: +1 for the largest, −1 for the smallest.
     """
-    size = ravel_pytree(objective.params)[0].size
-    max_steps = min(max_steps, size)
-    steps, products = min(max(2 * k + 10, 20), max_steps), 0
-    locked = Eigenpairs(np.zeros(0), jnp.zeros((0, size)), np.zeros(0), 0)
+    locked, products = _empty(space), 0
     while True:
-        key, start = jax.random.split(key)
-        room = size - len(locked.values)
-        found = _round(operator, objective, start, locked.vectors, min(steps, room), k)
+        found = _round(space, k, tolerance, max_steps, sign)
         products += found.products
-        good = found.residuals <= tolerance
-        enough = len(locked.values) >= k
-        if enough and not _exceeds(found, locked, k, tolerance):
+        if len(locked.values) >= k and not _further_out(found, locked, k, tolerance, sign):
             break
-        locked = _joined(locked, found, good)
-        exhausted = len(locked.values) >= size
-        if exhausted or (k == 1 and len(locked.values) >= 1):
+        certified = (found.residuals <= tolerance).any()
+        locked = _joined(locked, found, tolerance if certified else np.inf)
+        if k == 1 or not certified or len(locked.values) == locked.vectors.shape[1]:
             break
-        if not good.any():
-            if steps >= max_steps:
-                locked = _joined(locked, found, np.ones_like(good))
-                break
-            steps = min(2 * steps, max_steps)
-    order = np.argsort(locked.values)[::-1][:k]
+        key, start = jax.random.split(key)
+        space = Krylov(space.operator, space.objective, start, locked.vectors)
+    order = np.argsort(-sign * locked.values)[:k]
     return Eigenpairs(
         locked.values[order], locked.vectors[order], locked.residuals[order], products
     )
 
 
-def _exceeds(found: Eigenpairs, locked: Eigenpairs, k: int, tolerance: float) -> bool:
-    kth = np.sort(locked.values)[-k]
-    return len(found.values) > 0 and found.values[0] > kth + tolerance * abs(kth)
+def _empty(space: Krylov) -> Eigenpairs:
+    return Eigenpairs(np.zeros(0), jnp.zeros_like(space.locked[:0]), np.zeros(0), 0)
 
 
-def _joined(locked: Eigenpairs, found: Eigenpairs, chosen: np.ndarray) -> Eigenpairs:
+def _further_out(
+    found: Eigenpairs, locked: Eigenpairs, k: int, tolerance: float, sign: float
+) -> bool:
+    kth = np.sort(sign * locked.values)[-k]
+    return bool(sign * found.values[0] > kth + tolerance * abs(kth))
+
+
+def _joined(locked: Eigenpairs, found: Eigenpairs, tolerance: float) -> Eigenpairs:
+    good = np.flatnonzero(found.residuals <= tolerance)
     return Eigenpairs(
-        np.concatenate([locked.values, found.values[chosen]]),
-        jnp.concatenate([locked.vectors, found.vectors[np.flatnonzero(chosen)]]),
-        np.concatenate([locked.residuals, found.residuals[chosen]]),
+        np.concatenate([locked.values, found.values[good]]),
+        jnp.concatenate([locked.vectors, found.vectors[good]]),
+        np.concatenate([locked.residuals, found.residuals[good]]),
         0,
     )
 
 
-def _round(
-    operator: Operator, objective: Objective, key: jax.Array, locked: jax.Array, steps: int, k: int
-) -> Eigenpairs:
-    """The top pairs of one Krylov space in the complement of `locked`, best first."""
-    basis, tridiagonal, gram = _krylov(operator, objective, key, locked, steps)
-    whole = _before_breakdown(np.asarray(gram))
-    values, rotation = np.linalg.eigh(np.asarray(tridiagonal, dtype=np.float64)[:whole, :whole])
-    top = np.argsort(values)[::-1][:k]
-    vectors = jnp.asarray(rotation[:, top].T, dtype=basis.dtype) @ basis[:whole]
-    rayleigh, residuals = _residuals(operator, objective, vectors)
+def _round(space: Krylov, k: int, tolerance: float, max_steps: int, sign: float) -> Eigenpairs:
+    """The outermost pairs of one space, best first."""
+
+    def settled(m: int) -> bool:
+        values, rotation = np.linalg.eigh(sign * space.tridiagonal(m))
+        residuals = space.coupling(m) * np.abs(rotation[-1, -k:])
+        return m >= k and bool((residuals <= tolerance * np.abs(values[-k:])).all())
+
+    m = space.grow(max_steps, settled)
+    _, rotation = np.linalg.eigh(sign * space.tridiagonal(m))
+    basis = space.basis(m)
+    padded = np.zeros((min(k, m), len(basis)))
+    padded[:, :m] = rotation[:, ::-1][:, :k].T
+    product = space.operator(space.objective)
+    vectors, values, residuals = _refined(product, space.objective.params, basis, padded)
     return Eigenpairs(
-        np.asarray(rayleigh, dtype=np.float64), vectors, np.asarray(residuals), steps + len(top)
+        np.asarray(values, dtype=np.float64), vectors, np.asarray(residuals), m + len(padded)
     )
 
 
-def _before_breakdown(gram: np.ndarray) -> int:
-    """Steps before the Krylov space was exhausted: from there on the basis is not orthonormal."""
-    off = np.abs(np.tril(gram - np.eye(len(gram)))).max(axis=1)
-    broken = ~(off <= 1e-3)
-    return int(np.argmax(broken)) if broken.any() else len(gram)
-
-
-@functools.partial(jax.jit, static_argnums=(0, 4))
-def _krylov(
-    operator: Operator, objective: Objective, key: jax.Array, locked: jax.Array, steps: int
+@jax.jit
+def _refined(
+    product: Any, params: Any, basis: jax.Array, rotation: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Basis `[steps, p]`, its tridiagonal and its Gram matrix, `[steps, steps]` both."""
-    flat, unravel = ravel_pytree(objective.params)
-    product = operator(objective, objective.params)
-
-    def complement(vector: jax.Array) -> jax.Array:
-        return vector - locked.T @ (locked @ vector)
-
-    def matvec(vector: jax.Array) -> jax.Array:
-        return complement(ravel_pytree(product(unravel(complement(vector))))[0])
-
-    start = complement(jax.random.normal(key, flat.shape, flat.dtype))
-    lanczos = decomp.tridiag_sym(steps, reortho="full", custom_vjp=False)
-    result = lanczos(matvec, start / jnp.linalg.norm(start))
-    basis = result.Q_tall
-    return basis, result.J_small, basis @ basis.T
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _residuals(
-    operator: Operator, objective: Objective, vectors: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Rayleigh quotients and ‖Hv − λv‖ / |λ| of unit vectors `[k, p]`, by products of their own."""
-    _, unravel = ravel_pytree(objective.params)
-    product = operator(objective, objective.params)
+    """Ritz vectors, their Rayleigh quotients and ‖Hv − λv‖ / |λ|, by products of their own."""
+    _, unravel = ravel_pytree(params)
+    vectors = rotation.astype(basis.dtype) @ basis
 
     def one(vector: jax.Array) -> tuple[jax.Array, jax.Array]:
         image = ravel_pytree(product(unravel(vector)))[0]
@@ -158,4 +125,4 @@ def _residuals(
         rest = jnp.linalg.norm(image - value * vector)
         return value, jnp.where(rest == 0, 0.0, rest / jnp.abs(value))
 
-    return jax.lax.map(one, vectors)
+    return vectors, *jax.lax.map(one, vectors)

@@ -1,19 +1,32 @@
-"""Eigenvalues of the loss's Hessian."""
+"""Extreme eigenvalues of the loss's Hessian and of its Gauss–Newton part."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 
 from sharpflat import trees
-from sharpflat.curvature.lanczos import top_eigenpairs
+from sharpflat.curvature.krylov import Krylov, gauss_newton, hessian, shared_space
+from sharpflat.curvature.lanczos import eigenpairs
 from sharpflat.objective import Objective
-from sharpflat.registry import Count, InputError, Positive, metric
-from sharpflat.sharpness.base import Estimate
+from sharpflat.registry import Count, Positive, metric
+from sharpflat.sharpness.base import Estimate, needs_outputs, selects_parameters
 
 
-@metric
+def _cost(examples: int, arguments: Mapping[str, Any]) -> float:
+    """About a dozen steps for the first pair and as many for each further one."""
+    k = arguments.get("k", 1)
+    return 2 * (12 * k + (12 if k > 1 else 2))
+
+
+def _bottom_cost(examples: int, arguments: Mapping[str, Any]) -> float:
+    return 2 * 40
+
+
+@metric(cost=_cost, checks=(selects_parameters,))
 def hessian_top_eigenvalues(
     objective: Objective,
     key: jax.Array,
@@ -21,13 +34,14 @@ def hessian_top_eigenvalues(
     k: Count = 1,
     tolerance: Positive = 1e-3,
     max_steps: Count = 200,
+    parameters: str = "*",
 ) -> Estimate:
     """The k algebraically largest eigenvalues of H = ∇²L; the value is the largest, λmax.
 
     Lanczos (1950) with full reorthogonalisation on Hessian–vector products over all examples and
-    all parameters, in rounds that grow until every pair satisfies ‖Hv − λv‖ / |λ| ≤ `tolerance`.
-    Some eigenvalue then lies within `tolerance` × |λ| of each λ; an eigenvalue of exactly zero
-    cannot be certified so, and ends unconverged. Units: loss per squared parameter.
+    all parameters, grown until every pair satisfies ‖Hv − λv‖ / |λ| ≤ `tolerance`. Some eigenvalue
+    then lies within `tolerance` × |λ| of each λ; an eigenvalue of exactly zero cannot be certified
+    so, and ends unconverged unless its residual is exactly zero. Units: loss per squared parameter.
 
     Args:
         objective: where to measure.
@@ -35,14 +49,16 @@ def hessian_top_eigenvalues(
         k: how many.
         tolerance: of the relative residual.
         max_steps: Lanczos steps of a round, at most; memory is that many times the parameters'.
+        parameters: pattern of the parameters' names, as `Dense_0/*`: H is their block, the others
+            are held fixed.
 
     Returns:
         `standard_error` is ‖Hv − λv‖ of the value, which bounds its distance to an eigenvalue.
         `converged` if every residual holds. Details: `eigenvalues`, `residuals` `[k]`, `products`
-        (each costs about two gradients), `parameters`.
+        (each costs about two gradients), `parameters` (their number).
 
     Raises:
-        InputError: k above the number of parameters.
+        InputError: k above the number of parameters, a pattern that fits none.
 
     Example:
         >>> import jax.numpy as jnp, sharpflat as sf
@@ -51,21 +67,112 @@ def hessian_top_eigenvalues(
         ...     lambda w, batch: 0.5 * jnp.sum(h * w**2), jnp.zeros(3), data)
         >>> sf.measure(bowl, "hessian_top_eigenvalues", k=2).details["eigenvalues"].round(4)
         array([3., 2.])
+
+    Source: Lanczos (1950); λmax as a sharpness: LeCun et al. (1992), Keskar et al. (2017), section
+    2.2.2.
     """
-    size = trees.size(objective.params)
-    if k > size:
-        raise InputError(f"hessian_top_eigenvalues.k: {k} is above the {size} parameters")
-    pairs = top_eigenpairs(_hessian, objective, key, k, tolerance=tolerance, max_steps=max_steps)
+    space = shared_space(hessian, objective, key, parameters)
+    return outermost(space, key, k, tolerance, max_steps)
+
+
+@metric(cost=_bottom_cost, checks=(selects_parameters,))
+def hessian_bottom_eigenvalue(
+    objective: Objective,
+    key: jax.Array,
+    *,
+    tolerance: Positive = 1e-2,
+    max_steps: Count = 200,
+    parameters: str = "*",
+) -> Estimate:
+    """The algebraically smallest eigenvalue λmin of H = ∇²L: negative away from a minimum.
+
+    From the same Krylov space as `hessian_top_eigenvalues`, grown until ‖Hv − λv‖ / |λ| ≤
+    `tolerance`. Near a minimum of a network λmin is small beside λmax, its neighbours are dense,
+    and it takes more steps. Units: loss per squared parameter.
+
+    Args:
+        objective: where to measure.
+        key: PRNG key of the start vector.
+        tolerance: of the relative residual.
+        max_steps: Lanczos steps at most.
+        parameters: pattern of the parameters' names; the others are held fixed.
+
+    Returns:
+        As `hessian_top_eigenvalues` with k = 1.
+
+    Raises:
+        InputError: a pattern that fits no parameter.
+
+    Example:
+        >>> import jax.numpy as jnp, sharpflat as sf
+        >>> h, data = jnp.array([3.0, 2.0, -1.0]), (jnp.ones((1, 1)), jnp.ones(1))
+        >>> saddle = sf.Objective.from_function(
+        ...     lambda w, batch: 0.5 * jnp.sum(h * w**2), jnp.zeros(3), data)
+        >>> round(sf.measure(saddle, "hessian_bottom_eigenvalue").value, 4)
+        -1.0
+
+    Source: Lanczos (1950); Sagun et al. (2016) for its meaning.
+    """
+    space = shared_space(hessian, objective, key, parameters)
+    return outermost(space, key, 1, tolerance, max_steps, sign=-1.0)
+
+
+@metric(cost=_cost, checks=(needs_outputs, selects_parameters))
+def ggn_top_eigenvalues(
+    objective: Objective,
+    key: jax.Array,
+    *,
+    k: Count = 1,
+    tolerance: Positive = 1e-3,
+    max_steps: Count = 200,
+    parameters: str = "*",
+) -> Estimate:
+    """The k largest eigenvalues of the Gauss–Newton matrix G = (1/n) Σ J_iᵀ ∇²ℓ_i J_i.
+
+    G is H without the curvature of the network itself: positive semidefinite for a convex loss,
+    equal to the Fisher information for cross-entropy, and equal to H where every residual is zero.
+    Same method and certificate as `hessian_top_eigenvalues`. Units: loss per squared parameter.
+
+    Args:
+        objective: where to measure.
+        key: PRNG key of the start vectors.
+        k: how many.
+        tolerance: of the relative residual.
+        max_steps: Lanczos steps of a round, at most.
+        parameters: pattern of the parameters' names; the others are held fixed.
+
+    Returns:
+        As `hessian_top_eigenvalues`.
+
+    Raises:
+        InputError: an objective without outputs, k above the number of parameters, a pattern that
+            fits none.
+
+    Example:
+        >>> import jax.numpy as jnp, sharpflat as sf
+        >>> line = sf.Model.from_functions(lambda key, x: jnp.zeros((2, 1)), lambda w, x: x @ w)
+        >>> data = jnp.array([[3.0, 0.0], [0.0, 1.0]]), jnp.zeros((2, 1))
+        >>> fit = sf.Objective.from_model(line, jnp.zeros((2, 1)), {}, data, loss="squared_error")
+        >>> round(sf.measure(fit, "ggn_top_eigenvalues").value, 4)  # of XᵀX / n
+        4.5
+
+    Source: Schraudolph (2002); Martens (2020), section 8.
+    """
+    space = shared_space(gauss_newton, objective, key, parameters)
+    return outermost(space, key, k, tolerance, max_steps)
+
+
+def outermost(
+    space: Krylov, key: jax.Array, k: int, tolerance: float, max_steps: int, sign: float = 1.0
+) -> Estimate:
+    """The estimate of the outermost eigenvalue of a space's operator, k of them in its details."""
+    pairs = eigenpairs(space, key, k, tolerance=tolerance, max_steps=max_steps, sign=sign)
     converged = len(pairs.values) == k and bool((pairs.residuals <= tolerance).all())
     details = {
         "eigenvalues": pairs.values,
         "residuals": pairs.residuals,
-        "products": pairs.products,
-        "parameters": size,
+        "products": np.int64(pairs.products),
+        "parameters": np.int64(trees.size(space.objective.params)),
     }
     bound = float(pairs.residuals[0] * abs(pairs.values[0])) if converged else None
     return Estimate(float(pairs.values[0]), bound, converged, details)
-
-
-def _hessian(objective: Objective, params: Any) -> Any:
-    return objective.linearize_hvp(params)

@@ -33,10 +33,12 @@ SPECTRA = {
 def test_prescribed_spectrum_in_double_precision(name, k, x64):
     """Any multiplicity is found and nothing twice (classic mistake 4); 1e-6 relative."""
     spectrum = np.sort(SPECTRA[name])[::-1]
-    estimate = sf.measure(quadratic(rotated(spectrum)), "hessian_top_eigenvalues", k=k)
+    estimate = sf.measure(
+        quadratic(rotated(spectrum)), "hessian_top_eigenvalues", k=k, tolerance=1e-5
+    )
     assert estimate.converged
-    np.testing.assert_allclose(estimate.details["eigenvalues"], spectrum[:k], rtol=2e-6, atol=1e-9)
-    assert (estimate.details["residuals"] <= 1e-3).all()
+    np.testing.assert_allclose(estimate.details["eigenvalues"], spectrum[:k], rtol=1e-6, atol=1e-9)
+    assert (estimate.details["residuals"] <= 1e-5).all()
     assert estimate.value == estimate.details["eigenvalues"][0]
 
 
@@ -80,11 +82,11 @@ def test_too_few_steps_are_not_called_converged():
 def test_steps_grow_until_the_residual_holds():
     spectrum = 1 - np.arange(300) / 3e4
     estimate = sf.measure(
-        quadratic(rotated(spectrum)), "hessian_top_eigenvalues", tolerance=1e-4, max_steps=300
+        quadratic(rotated(spectrum)), "hessian_top_eigenvalues", tolerance=2e-5, max_steps=300
     )
     assert estimate.converged
-    assert estimate.details["products"] > 21
-    assert estimate.value == pytest.approx(1.0, rel=1e-4)
+    assert estimate.details["products"] > 17, "the space outgrows its first allotment"
+    assert estimate.value == pytest.approx(1.0, rel=2e-5)
 
 
 def test_k_above_the_number_of_parameters_is_refused():

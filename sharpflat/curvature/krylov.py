@@ -1,0 +1,144 @@
+"""A Krylov space of a symmetric operator on parameters, grown as far as somebody asks."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.flatten_util import ravel_pytree
+
+from sharpflat import trees
+from sharpflat.objective import Objective
+
+Operator = Callable[[Objective], Callable[[Any], Any]]
+"""`operator(objective)` gives `vector -> product`, a pytree; it lives at module level."""
+
+FIRST_CAPACITY = 16
+
+
+def hessian(objective: Objective) -> Callable[[Any], Any]:
+    """The Hessian of the loss at the objective's parameters."""
+    return objective.linearize_hvp(objective.params)
+
+
+def gauss_newton(objective: Objective) -> Callable[[Any], Any]:
+    """The generalised Gauss–Newton matrix at the objective's parameters."""
+    return objective.linearize_ggn_vp(objective.params)
+
+
+def shared_space(
+    operator: Operator, objective: Objective, key: jax.Array, parameters: str
+) -> Krylov:
+    """The Krylov space of some of the parameters that all metrics of a `measure` call share."""
+    part = objective.shared(_restricted, key, parameters)
+    return part.shared(_space, key, operator)
+
+
+def _restricted(objective: Objective, key: jax.Array, parameters: str) -> Objective:
+    return objective.restrict(parameters)
+
+
+def _space(objective: Objective, key: jax.Array, operator: Operator) -> Krylov:
+    return Krylov(operator, objective, key)
+
+
+class Krylov:
+    """span{q, Hq, H²q, ...} of a random q, by Lanczos with full reorthogonalisation, done twice.
+
+    Steps that were made are kept, and how many are used is up to the caller: what comes of the
+    first m of them does not depend on who grew the space further. Memory: the parameters' times
+    the steps, rounded up to a power of two.
+
+    Attributes:
+        operator: the symmetric operator H.
+        objective: handed to it.
+        locked: `[l, p]`, orthonormal; the space lies in their complement.
+        size: p less l: no space is larger.
+    """
+
+    def __init__(
+        self, operator: Operator, objective: Objective, key: jax.Array, locked: Any = None
+    ) -> None:
+        """No product is made yet."""
+        p = trees.size(objective.params)
+        self.operator, self.objective = operator, objective
+        self.locked = jnp.zeros((0, p)) if locked is None else locked
+        self.size = p - len(self.locked)
+        self._basis = _started(objective.params, key, self.locked, min(FIRST_CAPACITY, p))
+        self._diagonal: list[float] = []
+        self._coupling: list[float] = []
+
+    def grow(self, most: int, enough: Callable[[int], bool] = lambda m: False) -> int:
+        """Steps m until `enough(m)`, the space is invariant, or there are `most`; made if need be.
+
+        Args:
+            most: no more than this.
+            enough: asked at m = 1, 2, ... in turn, with what the first m steps give.
+        """
+        most, product = min(most, self.size), None
+        for m in range(1, most + 1):
+            if m > len(self._diagonal):
+                product = self.operator(self.objective) if product is None else product
+                self._step(product)
+            if self._invariant(m) or enough(m):
+                return m
+        return most
+
+    def tridiagonal(self, m: int) -> np.ndarray:
+        """QᵀHQ of the first m basis vectors, `[m, m]`."""
+        off = np.array(self._coupling[: m - 1])
+        return np.diag(self._diagonal[:m]) + np.diag(off, 1) + np.diag(off, -1)
+
+    def coupling(self, m: int) -> float:
+        """‖HQ − QT‖ of the first m: what they leak into the next vector."""
+        return self._coupling[m - 1] if m else 0.0
+
+    def basis(self, m: int) -> jax.Array:
+        """The first m basis vectors, `[capacity, p]`, zeros below them."""
+        keep = (np.arange(len(self._basis)) < m).astype(self._basis.dtype)
+        return self._basis * keep[:, None]
+
+    def _step(self, product: Callable[[Any], Any]) -> None:
+        done = len(self._diagonal)
+        if done + 1 >= len(self._basis):
+            self._basis = jnp.concatenate([self._basis, jnp.zeros_like(self._basis)])
+        params = self.objective.params
+        self._basis, *numbers = _step(product, params, self.locked, self._basis, done)
+        diagonal, coupling = map(float, numbers)
+        self._diagonal.append(diagonal)
+        self._coupling.append(coupling)
+
+    def _invariant(self, m: int) -> bool:
+        """Whether nothing but rounding is left outside."""
+        scale = np.abs(self._diagonal[:m]).max() + np.abs(self._coupling[:m]).max()
+        return self._coupling[m - 1] <= 10 * float(jnp.finfo(self._basis.dtype).eps) * scale
+
+
+@functools.partial(jax.jit, static_argnums=3)
+def _started(params: Any, key: jax.Array, locked: jax.Array, capacity: int) -> jax.Array:
+    """A basis of one random unit vector, with room for `capacity` less one more."""
+    flat, _ = ravel_pytree(params)
+    start = jax.random.normal(key, flat.shape, flat.dtype)
+    start = start - (locked @ start) @ locked
+    basis = jnp.zeros((capacity + 1, flat.size), flat.dtype)
+    return basis.at[0].set(start / jnp.linalg.norm(start))
+
+
+@functools.partial(jax.jit, donate_argnums=3)
+def _step(
+    product: Callable[[Any], Any], params: Any, locked: jax.Array, basis: jax.Array, done: Any
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The basis with its next vector, and the new diagonal and coupling of the tridiagonal."""
+    _, unravel = ravel_pytree(params)
+    image = ravel_pytree(product(unravel(basis[done])))[0]
+    diagonal = basis[done] @ image
+    for _ in range(2):
+        image = image - (locked @ image) @ locked
+        image = image - (basis @ image) @ basis
+    coupling = jnp.linalg.norm(image)
+    vector = jnp.where(coupling > 0, image / jnp.where(coupling > 0, coupling, 1), 0)
+    return basis.at[done + 1].set(vector), diagonal, coupling

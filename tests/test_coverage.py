@@ -10,7 +10,9 @@ import pytest
 import sharpflat as sf
 
 SEEDS = 200
-MODULES = sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "cases")]))
+MODULES = sorted(
+    module.name for module in pkgutil.iter_modules([str(Path(__file__).parent / "cases")])
+)
 CASES = [case for name in MODULES for case in importlib.import_module(f"cases.{name}").CASES]
 
 

@@ -1,0 +1,188 @@
+"""Trace, Frobenius norm, density and layers of the Hessian against dense ones."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import quadratic, rotated
+from jax.flatten_util import ravel_pytree
+
+import sharpflat as sf
+from sharpflat.curvature.krylov import Krylov
+
+EXACT = {"steps": 1000, "probes": 2}
+SPECTRUM = [9.0, 4.0, 1.0, 0.5, 0.0, -0.25, -2.0]
+
+
+def dense_hessian(objective):
+    flat, unravel = ravel_pytree(objective.params)
+    return np.asarray(jax.hessian(lambda w: objective.loss(unravel(w)))(flat))
+
+
+@pytest.fixture
+def network(x64):
+    """A two-layer ReLU net on 30 examples, in chunks that leave a smaller last one."""
+    rng = np.random.default_rng(0)
+    data = jnp.asarray(rng.normal(size=(30, 4))), jnp.asarray(rng.integers(0, 3, 30))
+    model = sf.Model.of(sf.models["mlp"](3, width=5, depth=1))
+    params, _ = model.init(jax.random.key(0), data[0])
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
+    return sf.Objective.from_model(model, params, {}, data, chunk=7)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [(True, 1e-6), (False, 1e-3)])
+def test_prescribed_spectrum(precision, tolerance):
+    with jax.enable_x64(precision):
+        bowl = quadratic(rotated(SPECTRUM))
+        trace, norm, bottom, density = sf.measure(
+            bowl,
+            [
+                {"hessian_trace": EXACT},
+                {"hessian_frobenius_norm": EXACT},
+                {"hessian_bottom_eigenvalue": {"tolerance": 1e-4}},
+                {"hessian_spectral_density": {"probes": 40}},
+            ],
+        )
+    assert trace.value == pytest.approx(sum(SPECTRUM), rel=tolerance)
+    assert trace.standard_error == 0
+    assert norm.value == pytest.approx(np.linalg.norm(SPECTRUM), rel=tolerance)
+    assert norm.standard_error == 0
+    assert bottom.value == pytest.approx(-2, rel=tolerance)
+    nodes = density.details["nodes"][density.details["weights"] > 1e-4]
+    apart = np.abs(nodes[:, None] - np.array(SPECTRUM)).min(axis=1)
+    assert apart.max() < max(SPECTRUM) * tolerance
+
+
+def test_relu_network_against_its_dense_hessian(network):
+    dense = dense_hessian(network)
+    trace, norm = sf.measure(network, [{"hessian_trace": EXACT}, {"hessian_frobenius_norm": EXACT}])
+    assert trace.value == pytest.approx(np.trace(dense), rel=1e-6)
+    assert norm.value == pytest.approx(np.linalg.norm(dense), rel=1e-6)
+    bottom = sf.measure(network, "hessian_bottom_eigenvalue", tolerance=1e-5)
+    assert bottom.value == pytest.approx(np.linalg.eigvalsh(dense)[0], rel=1e-6)
+
+
+def test_gauss_newton_against_its_dense_matrix(network):
+    flat, unravel = ravel_pytree(network.params)
+    jacobian = np.asarray(jax.jacobian(lambda w: network.outputs(unravel(w)))(flat))
+    p = np.asarray(jax.nn.softmax(network.outputs(network.params)))
+    curvature = p[:, :, None] * np.eye(3) - p[:, :, None] * p[:, None, :]
+    dense = np.einsum("nap,nab,nbq->pq", jacobian, curvature, jacobian) / len(p)
+    trace = sf.measure(network, {"ggn_trace": EXACT})
+    assert trace.value == pytest.approx(np.trace(dense), rel=1e-6)
+    top = sf.measure(network, "ggn_top_eigenvalues", k=3, tolerance=1e-5)
+    np.testing.assert_allclose(
+        top.details["eigenvalues"], np.linalg.eigvalsh(dense)[::-1][:3], rtol=1e-6
+    )
+
+
+def test_logistic_regression(x64):
+    """H = (1/n) Xᵀ diag(p (1 − p)) X, and no network curvature: H is its own Gauss–Newton part."""
+    rng = np.random.default_rng(1)
+    inputs, w = rng.normal(size=(40, 5)), rng.normal(size=5)
+    model = sf.Model.from_functions(
+        lambda key, x: jnp.zeros(5), lambda w, x: jnp.stack([x @ w, 0 * x[:, 0]], axis=1)
+    )
+    data = jnp.asarray(inputs), jnp.asarray(rng.integers(0, 2, 40))
+    objective = sf.Objective.from_model(model, jnp.asarray(w), {}, data)
+    p = 1 / (1 + np.exp(-inputs @ w))
+    dense = (inputs * (p * (1 - p))[:, None]).T @ inputs / 40
+    for name in ("hessian_trace", "ggn_trace"):
+        estimate = sf.measure(objective, {name: EXACT})
+        assert estimate.value == pytest.approx(np.trace(dense), rel=1e-6)
+    top = sf.measure(objective, "hessian_top_eigenvalues", tolerance=1e-5)
+    assert top.value == pytest.approx(np.linalg.eigvalsh(dense)[-1], rel=1e-6)
+
+
+def test_deep_linear_network_at_its_minimum(x64):
+    """½ (w₂ w₁ x − y)² at w₂ w₁ = 1 with E x² = 1: H = [[w₂², 1], [1, w₁²]], λ = 0, w₁² + w₂²."""
+    w1, w2 = 2.0, 0.5
+    objective = sf.Objective.from_function(
+        lambda w, b: 0.5 * jnp.mean((w["2"] * w["1"] * b.inputs - b.labels) ** 2),
+        {"1": jnp.array([w1]), "2": jnp.array([w2])},
+        (jnp.array([1.0, -1.0]), jnp.array([1.0, -1.0])),
+    )
+    top, trace, layers = sf.measure(
+        objective, ["hessian_top_eigenvalues", {"hessian_trace": EXACT}, "layerwise_hessian"]
+    )
+    assert top.value == pytest.approx(w1**2 + w2**2, rel=1e-6)
+    assert trace.value == pytest.approx(w1**2 + w2**2, rel=1e-6)
+    np.testing.assert_allclose(layers.details["top_eigenvalues"], [w2**2, w1**2], rtol=1e-6)
+
+
+def test_only_some_of_the_parameters(network):
+    """A pattern selects a block of the Hessian; what it leaves out is held fixed."""
+    dense, names = dense_hessian(network), network.layers()
+    sizes = [leaf.size for leaf in jax.tree.leaves(network.params)]
+    mask = np.repeat([name.startswith("Dense_1/") for name in names], sizes)
+    block = dense[np.ix_(mask, mask)]
+    only = {"parameters": "Dense_1/*"}
+    trace, norm, top = sf.measure(
+        network,
+        [
+            {"hessian_trace": {**EXACT, **only}},
+            {"hessian_frobenius_norm": {**EXACT, **only}},
+            {"hessian_top_eigenvalues": {"tolerance": 1e-5, **only}},
+        ],
+    )
+    assert trace.value == pytest.approx(np.trace(block), rel=1e-6)
+    assert norm.value == pytest.approx(np.linalg.norm(block), rel=1e-6)
+    assert top.value == pytest.approx(np.linalg.eigvalsh(block)[-1], rel=1e-6)
+    assert top.details["parameters"] == mask.sum()
+    with pytest.raises(sf.InputError, match="none is called 'Dense_9/.'; did you mean 'Dense"):
+        sf.measure(network, "hessian_trace", parameters="Dense_9/*")
+    with pytest.raises(sf.InputError, match="k: 4 is above the 3 parameters"):
+        sf.measure(network, "hessian_top_eigenvalues", k=4, parameters="Dense_1/bias")
+
+
+def test_layers_against_dense_blocks(network):
+    dense, names = dense_hessian(network), network.layers()
+    sizes = [leaf.size for leaf in jax.tree.leaves(network.params)]
+    estimate = sf.measure(network, "layerwise_hessian", tolerance=1e-5, steps=100)
+    assert list(estimate.details["layers"]) == ["Dense_0", "Dense_1"]
+    for row, layer in enumerate(estimate.details["layers"]):
+        mask = np.repeat([name.startswith(f"{layer}/") for name in names], sizes)
+        block = dense[np.ix_(mask, mask)]
+        assert estimate.details["traces"][row] == pytest.approx(np.trace(block), rel=1e-6)
+        top = np.linalg.eigvalsh(block)[-1]
+        assert estimate.details["top_eigenvalues"][row] == pytest.approx(top, rel=1e-6)
+        assert estimate.details["sizes"][row] == mask.sum()
+    assert estimate.value == max(estimate.details["top_eigenvalues"])
+
+
+def test_density_has_mass_one_and_a_band(x64):
+    spectrum = [20.0, *np.linspace(-1, 1, 59)]
+    estimate = sf.measure(quadratic(rotated(spectrum)), "hessian_spectral_density", probes=30)
+    grid, density = estimate.details["grid"], estimate.details["density"]
+    assert np.trapezoid(density, grid) == pytest.approx(1, rel=1e-3)
+    assert estimate.converged
+    outlier = np.trapezoid(density[grid > 10], grid[grid > 10])
+    band = estimate.details["density_standard_error"]
+    error = np.sqrt(np.trapezoid(band[grid > 10] ** 2, grid[grid > 10]))
+    assert error > 0
+    assert outlier == pytest.approx(1 / 60, abs=0.02)
+
+
+def test_density_of_too_few_steps_is_not_called_converged():
+    spectrum = [-30.0, -10.0, -3.0, 0.0, 5.0, 12.0, 25.0] * 8
+    few = sf.measure(quadratic(rotated(spectrum)), "hessian_spectral_density", steps=4)
+    assert not few.converged
+
+
+def test_measured_together_costs_less_than_the_sum(monkeypatch):
+    """All measures of one Hessian share a Krylov space and its probes."""
+    made = []
+    step = Krylov._step
+    monkeypatch.setattr(Krylov, "_step", lambda *a: (made.append(1), step(*a))[1])
+    bowl = quadratic(rotated([*np.linspace(-1, 5, 60)]))
+    names = [
+        "hessian_top_eigenvalues", "hessian_bottom_eigenvalue", "hessian_trace",
+        "hessian_frobenius_norm", {"hessian_spectral_density": {"probes": 1}},
+    ]  # fmt: skip
+    together = sf.measure(bowl, names)
+    shared, alone = len(made), []
+    made.clear()
+    for name in names:
+        alone.append(sf.measure(bowl, name))
+    assert shared < 0.5 * len(made)
+    assert [e.value for e in together] == [e.value for e in alone]

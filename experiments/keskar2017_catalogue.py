@@ -1,0 +1,196 @@
+"""Which published measures tell the minima of small-batch and large-batch training apart?
+
+    sharpflat run configs/catalogue_f1.yaml             # trains F1 where it is not trained yet
+    python experiments/keskar2017_catalogue.py --collect results     # copy table and measurements
+    python experiments/keskar2017_catalogue.py --markdown docs/catalogue_f1.md
+
+The minima are those of Keskar et al. (2017), network F1 on MNIST: SB is batch 256, LB batch 6,000,
+5 starts each, paired by seed. Every measure of the catalogue at its defaults.
+
+Criterion, written before the catalogue was measured on them (φ and the test accuracies of these
+minima were known, and λmax and the trace at seed 0, and a trial of LB at seed 0 on 1,000 images had
+been seen): a measure tells the two apart if a two-sided paired t test over the seeds
+(of the logarithms, where all values are positive) gives p ≤ 0.05 after Holm's correction for the
+number of measures; its direction is that of the mean. Between 0.05 corrected and 0.05 uncorrected
+it is "suggested". A measure with a value missing for any seed is not judged. Whether a measure is
+called a sharpness, and larger at LB or SB, plays no part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import shutil
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.stats
+
+import sharpflat as sf
+
+RESULTS = Path(__file__).parent / "results" / "keskar2017_catalogue"
+STUDY = "keskar2017-f1-catalogue"
+SMALL, LARGE = 256, 6000
+LEVEL = 0.05
+
+
+class Comparison(NamedTuple):
+    """One measure at both kinds of minima.
+
+    Attributes:
+        name: the measure.
+        small: its values at SB, by seed; `large` likewise.
+        certified: how many of both carry their certificate, as `10/10`.
+        p: of the paired t test, not corrected; NaN where it is not judged.
+        change: LB / SB where all are positive, else LB − SB, with its 95 % interval.
+        ratio: whether the change is a ratio.
+    """
+
+    name: str
+    small: list[float]
+    large: list[float]
+    certified: str
+    p: float
+    change: Any
+    ratio: bool
+
+
+def read_table(folder: Path = RESULTS) -> list[dict[str, str]]:
+    """The committed table, a row a finished run, by seed."""
+    with (folder / "table.csv").open(newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["status"] == "finished"]
+    return sorted(rows, key=lambda row: int(row["seed"]))
+
+
+def measures(rows: list[dict[str, str]]) -> list[str]:
+    """The columns that hold a measure."""
+    return [name for name in rows[0] if f"{name}_converged" in rows[0]]
+
+
+def compare(rows: list[dict[str, str]], name: str) -> Comparison:
+    """A measure at SB and LB; not judged where a value is missing."""
+    cells = {
+        size: [r for r in rows if int(r["train.batch_size"]) == size] for size in (SMALL, LARGE)
+    }
+    small, large = (
+        [float(row[name]) if row[name] else math.nan for row in cells[size]]
+        for size in (SMALL, LARGE)
+    )
+    yes = sum(row[f"{name}_converged"] == "true" for row in rows)
+    certified = f"{yes}/{len(rows)}"
+    if not np.isfinite(small + large).all():
+        return Comparison(name, small, large, certified, math.nan, None, False)
+    ratio = min(small + large) > 0
+    interval = sf.statistics.log_ratio_interval if ratio else sf.statistics.paired_difference
+    scale = np.log if ratio else np.asarray
+    p = float(scipy.stats.ttest_rel(scale(large), scale(small)).pvalue)
+    change = interval(large, small)
+    return Comparison(name, small, large, certified, p, change, ratio)
+
+
+def verdict(found: Comparison, corrected: float) -> str:
+    """By the criterion at the head of this file."""
+    if math.isnan(found.p):
+        return "not judged"
+    larger = "LB larger" if found.change.mean > (1 if found.ratio else 0) else "SB larger"
+    if corrected <= LEVEL:
+        return f"**{larger}**"
+    return f"suggested: {larger}" if found.p <= LEVEL else "not told apart"
+
+
+def judged(found: list[Comparison]) -> list[tuple[Comparison, float, str]]:
+    """Each measure with its corrected p and its verdict, the surest first."""
+    known = [one for one in found if not math.isnan(one.p)]
+    adjusted = sf.statistics.holm([one.p for one in known])
+    corrected = {one.name: p for one, p in zip(known, adjusted, strict=True)}
+    rows = [(one, float(corrected.get(one.name, math.nan))) for one in found]
+    rows.sort(key=lambda row: (math.isnan(row[0].p), row[0].p))
+    return [(one, p, verdict(one, p)) for one, p in rows]
+
+
+def mean_sd(values: list[float]) -> str:
+    """`mean ± standard deviation` over seeds."""
+    known = [value for value in values if math.isfinite(value)]
+    if len(known) < 2:
+        return "—"
+    return f"{np.mean(known):.3g} ± {np.std(known, ddof=1):.2g}"
+
+
+def markdown(rows: list[dict[str, str]]) -> str:
+    """The table of all measures, and what it says in numbers."""
+    found = judged([compare(rows, name) for name in measures(rows)])
+    lines = [
+        "| measure | SB 256 | LB 6,000 | LB / SB, or LB − SB | p | Holm | certified | verdict |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for one, corrected, said in found:
+        change = "—"
+        if one.change is not None:
+            sign = "×" if one.ratio else "Δ"
+            low, high = one.change.low, one.change.high
+            change = f"{sign} {one.change.mean:.3g} [{low:.3g}, {high:.3g}]"
+        lines.append(
+            f"| `{one.name}` | {mean_sd(one.small)} | {mean_sd(one.large)} | {change} "
+            f"| {one.p:.2g} | {corrected:.2g} | {one.certified} | {said} |"
+        )
+    counts = {
+        kind: sum(said == kind for *_, said in found)
+        for kind in ("**LB larger**", "**SB larger**", "not told apart", "not judged")
+    }
+    suggested = sum(said.startswith("suggested") for *_, said in found)
+    lines += [
+        "",
+        f"Of {len(found)} measures {counts['**LB larger**']} are larger at the large-batch "
+        f"minima, {counts['**SB larger**']} at the small-batch ones, {suggested} are suggested "
+        f"only, {counts['not told apart']} do not tell them apart, {counts['not judged']} are "
+        "not judged.",
+    ]
+    return "\n".join(lines)
+
+
+def collect(root: Path) -> None:
+    """Copy table, config and measurements of the study into the results."""
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    for name in ("table.csv", "config.yaml"):
+        shutil.copy(root / "studies" / STUDY / name, RESULTS / name)
+    names = set(measures(read_table(root / "studies" / STUDY)))
+    lines = [
+        json.dumps({"run": run.id, **run.swept, "train_seed": run.seed, **row})
+        for run in sf.load_runs(root, STUDY)
+        for row in run.measurements
+        if row["metric"] in names and row["examples"] == 6000 and row["batch_norm"] == "running"
+    ]
+    (RESULTS / "measurements.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def main() -> None:
+    """Collect, write the table, or print it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--collect", metavar="ROOT", type=Path, help="folder of all results")
+    parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the table there")
+    arguments = parser.parse_args()
+    if arguments.collect:
+        collect(arguments.collect)
+    text = markdown(read_table())
+    if arguments.markdown:
+        head, _, after = (__doc__ or "").partition("Criterion,")
+        command = head.split("\n\n")[1]
+        title = "# The catalogue at small-batch and large-batch minima"
+        parts = [title, HEAD, f"```\n{command}\n```", f"Criterion,{after.rstrip()}", text]
+        arguments.markdown.write_text("\n\n".join(parts) + "\n")
+    print(text)
+
+
+HEAD = (
+    "F1 on MNIST after Keskar et al. (2017): 5 starts, batch 256 (SB) and 6,000 (LB), every "
+    "measure at its defaults on the first 6,000 training images, with frozen batch-norm averages "
+    "that were re-estimated over the training set (policy `running`). Mean ± standard deviation "
+    "over starts, the change with its 95 % interval paired by seed. Made by"
+)
+
+
+if __name__ == "__main__":
+    main()

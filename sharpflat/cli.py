@@ -39,7 +39,10 @@ def run(
 
     study = runs.load_config(config, overrides or [], plugin or [])
     if dry_run:
-        _print_plan(runs.plan(study, root))
+        plan = runs.plan(study, root)
+        _print_plan(plan)
+        if any(missing for *_, missing in plan):
+            _print_costs(runs.costs(study), sum(missing > 0 for *_, missing in plan))
         return
     with shown() as reporter:
         done = runs.run(study, root, reporter)
@@ -169,6 +172,17 @@ def _print_plan(rows: list[Any]) -> None:
     for record, status, missing in rows:
         settings = " ".join(f"{key}={value}" for key, value in record.swept.items())
         print(f"{record.id}  {settings}  {status}, {missing} measurements to make")
+
+
+def _print_costs(costs: list[Any], runs: int) -> None:
+    print("\nabout what measuring a run costs (gradients over its examples; timed now):")
+    width = max(len(cost.request.metric) for cost in costs)
+    for cost in costs:
+        known = cost.gradients is not None
+        shown = f"{cost.gradients:8.0f}  {cost.seconds:8.1f} s" if known else "       ?"
+        print(f"{cost.request.metric:{width}}  {shown}")
+    minutes = sum(cost.seconds or 0 for cost in costs) / 60
+    print(f"{'together':{width}}  at most {minutes:.1f} min a run, {runs} runs to measure")
 
 
 def _exit_with(failures: list[str]) -> None:

@@ -66,16 +66,22 @@ class Train(Strict):
 class Measure(Strict):
     """What is measured, and on which objective.
 
-    `seeds` restricts the measurement to some of the study's seeds (all of them by default).
+    `metrics: all` stands for every metric there is, with its defaults; `seeds` restricts the
+    measurement to some of the study's seeds (all of them by default).
     """
 
     split: Literal["train", "test"] = "train"
     examples: Count | None = None
     chunk: Count = 1000
     batch_norm: Annotated[list[Policy], pydantic.Field(min_length=1)] = ["running"]
-    metrics: list[Spec] = []
+    metrics: list[Spec] | Literal["all"] = []
     seed: Seed = 0
     seeds: list[Seed] | None = None
+
+    @property
+    def specs(self) -> list[Spec]:
+        """The metrics, one by one."""
+        return list(registry.metrics) if self.metrics == "all" else list(self.metrics)
 
 
 class Line(Strict):
@@ -214,7 +220,7 @@ def check(content: Mapping[str, Any]) -> Config:
     cells(config)
     for number, block in enumerate(config.measures):
         where = "measure" if isinstance(config.measure, Measure) else f"measure.{number}"
-        for spec in block.metrics:
+        for spec in block.specs:
             resolve(registry.metrics, spec, f"{where}.metrics")
     for spec in config.figures or []:
         resolve(registry.figures, spec, "figures")

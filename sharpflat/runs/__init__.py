@@ -2,6 +2,7 @@
 
 from sharpflat.runs.record import Run
 from sharpflat.runs.study import (
+    costs,
     failures,
     load_config,
     load_runs,
@@ -14,6 +15,7 @@ from sharpflat.runs.study import (
 
 __all__ = [
     "Run",
+    "costs",
     "failures",
     "load_config",
     "load_runs",

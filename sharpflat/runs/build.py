@@ -15,7 +15,7 @@ from sharpflat.batch import Batch
 from sharpflat.data import Dataset, load
 from sharpflat.networks import Model
 from sharpflat.networks.adapter import has_batch_norm
-from sharpflat.objective import LOSSES
+from sharpflat.objective import LOSSES, BatchNormPolicy, Objective
 from sharpflat.registry import Entry, InputError, datasets, models
 from sharpflat.training import Recipe, TrainState, make_optimizer, start
 
@@ -124,6 +124,23 @@ def check_chunk(
             f"{where} does not divide the {examples} {split} examples of "
             f"{config['dataset']['name']!r}, as it must under batch_norm 'batch'"
         )
+
+
+def abstract_objective(
+    config: dict[str, Any],
+    split: str,
+    examples: int | None,
+    chunk: int,
+    batch_norm: BatchNormPolicy,
+) -> Objective:
+    """The objective that a run of this config will be measured on: shapes without numbers."""
+    recipe, state = build_recipe(config), state_like(config)
+    data = getattr(resident(config["dataset"]), split)
+    shapes = jax.eval_shape(lambda: data.first(examples or data.size))
+    return Objective(
+        state.params, state.model_state, shapes, recipe.loss, recipe.model, batch_norm,
+        min(chunk, shapes.size),
+    )  # fmt: skip
 
 
 def state_like(config: dict[str, Any]) -> TrainState:

@@ -12,11 +12,11 @@ import numpy as np
 from sharpflat.config import Config, Policy, resolve
 from sharpflat.registry import InputError, closest, metrics
 from sharpflat.runs import files
-from sharpflat.runs.build import check_chunk, make_optimizer_of, resident
+from sharpflat.runs.build import abstract_objective, check_chunk, make_optimizer_of, resident
 from sharpflat.runs.progress import Reporter
 from sharpflat.runs.provenance import commit, device, versions
 from sharpflat.runs.record import Run, measurement_key
-from sharpflat.sharpness import measure_each
+from sharpflat.sharpness import check, measure_each
 from sharpflat.sharpness.base import Measured
 
 MOST_NUMBERS = 1000
@@ -81,7 +81,7 @@ def requests(config: Config) -> list[Request]:
         )
         for block in config.measures
         for policy in block.batch_norm
-        for spec in block.metrics
+        for spec in block.specs
     ]  # fmt: skip
 
 
@@ -174,7 +174,7 @@ def check_measures(config: Config, run: dict[str, Any]) -> None:
 
     Raises:
         InputError: more examples than there are; a chunk that does not divide them under `batch`;
-            a metric that needs what a study does not have.
+            a metric that needs what a study does not have, or what its objective cannot give.
     """
     data = resident(run["dataset"])
     for block in config.measures:
@@ -194,3 +194,7 @@ def check_measures(config: Config, run: dict[str, Any]) -> None:
                 f"measure.metrics.{request.metric}: needs {unknown[0]!r}, which a study cannot "
                 f"hand over{closest(unknown[0], INPUTS)}"
             )
+        shapes = abstract_objective(
+            run, request.split, request.examples, request.chunk, request.batch_norm
+        )
+        check(metrics[request.metric], shapes, request.arguments)

@@ -22,9 +22,10 @@ class Task:
         self._bar = bars.add_task(name, total=total) if bars else None
         self._note = ""
 
-    def update(self, done: float, note: str = "") -> None:
-        """`done` of `total` steps; a plain line at most every half minute."""
-        self._done, self._note = done, note
+    def update(self, done: float, note: str | None = None) -> None:
+        """`done` of `total` steps; plain lines half a minute apart; no note keeps the last."""
+        self._done = done
+        note = self._note = self._note if note is None else note
         if self._bars is not None and self._bar is not None:
             self._bars.update(self._bar, completed=done, description=f"{self.name}  {note}")
         elif time.monotonic() - self._spoken > 30:
@@ -66,7 +67,7 @@ class _SilentTask(Task):
     def __init__(self, name: str, total: int) -> None:
         self.name, self.total, self._done = name, total, 0.0
 
-    def update(self, done: float, note: str = "") -> None:
+    def update(self, done: float, note: str | None = None) -> None:
         pass
 
     def finish(self, note: str = "") -> None:

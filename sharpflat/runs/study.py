@@ -12,6 +12,7 @@ from sharpflat.config import Config, RunConfig
 from sharpflat.registry import InputError, closest
 from sharpflat.runs import files
 from sharpflat.runs.build import build_recipe, check_fit
+from sharpflat.runs.cost import Cost, costs_of
 from sharpflat.runs.landscapes import check_landscapes, compute_landscapes
 from sharpflat.runs.measure_run import check_measures, measure_run, missing, requests
 from sharpflat.runs.measure_run import failures as failed_measurements
@@ -90,6 +91,11 @@ def plan(config: Config, root: str | Path = "results") -> list[tuple[Run, str, i
         todo = missing(record, asked) if record.finished else wanted
         rows.append((record, record.status["status"] if started else "new", len(todo)))
     return rows
+
+
+def costs(config: Config) -> list[Cost]:
+    """About what each of the study's measurements costs on its first run."""
+    return costs_of(_checked_cells(config)[0].resolved(), requests(config))
 
 
 def failures(runs: Sequence[Run], config: Config | None = None) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 import scipy.optimize
 from jax.flatten_util import ravel_pytree
 
+from sharpflat import trees
 from sharpflat.objective import Objective
 from sharpflat.registry import Count, InputError, Positive, metric
 from sharpflat.sharpness.base import Estimate
@@ -18,7 +19,21 @@ from sharpflat.sharpness.base import Estimate
 TOLERANCE = 0.01
 
 
-@metric
+def _cost(examples: int, arguments: Mapping[str, Any]) -> float:
+    """A few evaluations more than iterations from each start, in each subspace."""
+    solves = len(arguments["starts"]) * (arguments["draws"] if arguments["subspace"] else 1)
+    return solves * (1.3 * arguments["iterations"] + 2)
+
+
+def _check(objective: Objective, arguments: Mapping[str, Any]) -> None:
+    if not arguments["starts"]:
+        raise InputError("starts: at least one start is needed")
+    size = trees.size(objective.params)
+    if (arguments["subspace"] or 0) > size:
+        raise InputError(f"subspace: {arguments['subspace']} is above the {size} parameters")
+
+
+@metric(cost=_cost, checks=(_check,))
 def keskar_sharpness(
     objective: Objective,
     key: jax.Array,
@@ -77,11 +92,6 @@ def keskar_sharpness(
 
     Source: Keskar et al. (2017), section 2.2.1, equations (3) and (4).
     """
-    if not starts:
-        raise InputError("keskar_sharpness.starts: at least one start is needed")
-    size = ravel_pytree(objective.params)[0].size
-    if subspace is not None and subspace > size:
-        raise InputError(f"keskar_sharpness.subspace: {subspace} is above the {size} parameters")
     loss = float(objective.loss(objective.params))
     maximise = {"lbfgsb": _lbfgsb, "ascent": _ascent}[solver]
     rows = []

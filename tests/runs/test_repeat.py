@@ -164,16 +164,18 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path):
     before = {path.name for path in tmp_path.iterdir()}
     plan = run(tmp_path, "--dry-run", **study)
     assert plan.code == 0
-    lines = plan.out.splitlines()
-    assert len(lines) == 4
-    assert all("new, 1 measurements to make" in line for line in lines)
+    runs, costs = plan.out.split("\n\n")
+    assert len(runs.splitlines()) == 4
+    assert all("new, 1 measurements to make" in line for line in runs.splitlines())
+    assert "weight_norm" in costs
+    assert "4 runs to measure" in costs
     assert {path.name for path in tmp_path.iterdir()} == before | {"study.yaml"}
 
     assert run(tmp_path, **study).code == 0
     held = contents(tmp_path / "runs"), contents(tmp_path / "studies")
     study["measure"] = {"metrics": ["weight_norm", {"weight_norm": {"power": 2}}]}
     plan = run(tmp_path, "--dry-run", **study)
-    assert [line.partition("  ")[0] for line in plan.out.splitlines()] == [
+    assert [line.partition("  ")[0] for line in plan.out.split("\n\n")[0].splitlines()] == [
         row["run"] for row in rows(tmp_path)
     ]
     assert plan.out.count("finished, 1 measurements to make") == 4

@@ -45,32 +45,37 @@ def mean_over_chunks(function: Callable[[Batch], Any], data: Batch, chunk: int) 
     n, chunk = data.size, min(chunk, data.size)
     if n == chunk:
         return function(data)
-    chunks, last = _split(data, chunk)
 
-    def body(total: Any, part: Batch) -> tuple[Any, None]:
+    def body(total: Any, number: jax.Array) -> tuple[Any, None]:
+        part = _chunk(data, number, chunk)
         return jax.tree.map(lambda t, v: t + v * chunk, total, function(part)), None
 
     shapes = jax.eval_shape(function, data.first(chunk))
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-    total, _ = jax.lax.scan(body, zeros, chunks)
-    if last.size:
+    total, _ = jax.lax.scan(body, zeros, jnp.arange(n // chunk))
+    if (last := _rest(data, chunk)).size:
         total = jax.tree.map(lambda t, v: t + v * last.size, total, function(last))
     return jax.tree.map(lambda t: t / n, total)
 
 
 def map_over_chunks(function: Callable[[Batch], Any], data: Batch, chunk: int) -> Any:
     """The rows `function` gives for each chunk, put one after another: `[n, ...]`."""
-    chunks, last = _split(data, min(chunk, data.size))
-    parts = jax.lax.map(function, chunks)
+    chunk = min(chunk, data.size)
+    numbers = jnp.arange(data.size // chunk)
+    parts = jax.lax.map(lambda number: function(_chunk(data, number, chunk)), numbers)
     rows = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), parts)
-    if last.size:
+    if (last := _rest(data, chunk)).size:
         rows = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), rows, function(last))
     return rows
 
 
-def _split(data: Batch, chunk: int) -> tuple[Batch, Batch]:
-    """Whole chunks `[n // chunk, chunk, ...]`, and what remains."""
-    whole = data.size // chunk
-    head = data.first(whole * chunk)
-    chunks = jax.tree.map(lambda leaf: leaf.reshape(whole, chunk, *leaf.shape[1:]), head)
-    return chunks, jax.tree.map(lambda leaf: leaf[whole * chunk :], data)
+def _chunk(data: Batch, number: jax.Array, chunk: int) -> Batch:
+    """One whole chunk, sliced where it is needed: the data are not copied in chunks."""
+    return jax.tree.map(
+        lambda leaf: jax.lax.dynamic_slice_in_dim(leaf, number * chunk, chunk), data
+    )
+
+
+def _rest(data: Batch, chunk: int) -> Batch:
+    """What the whole chunks leave over."""
+    return jax.tree.map(lambda leaf: leaf[data.size // chunk * chunk :], data)

@@ -11,11 +11,11 @@ from jax.tree_util import Partial
 from sharpflat.curvature.krylov import Krylov, hessian
 from sharpflat.objective import Objective
 from sharpflat.registry import Count, Fraction, InputError, Positive, metric
-from sharpflat.sharpness.base import Estimate
+from sharpflat.sharpness.base import Estimate, selects_parameters
 from sharpflat.sharpness.hessian import outermost
 
 
-@metric(cost=lambda n, a: 2.0 * 25)
+@metric(cost=lambda n, a: 2.0 * 25, checks=(selects_parameters,))
 def preconditioned_sharpness(
     objective: Objective,
     key: jax.Array,
@@ -25,6 +25,7 @@ def preconditioned_sharpness(
     epsilon: Positive = 1e-8,
     tolerance: Positive = 1e-3,
     max_steps: Count = 200,
+    parameters: str = "*",
 ) -> Estimate:
     """The largest eigenvalue of P^{−1/2} H P^{−1/2}, P the optimizer's diagonal preconditioner.
 
@@ -40,12 +41,14 @@ def preconditioned_sharpness(
         epsilon: ε, likewise.
         tolerance: of the relative residual.
         max_steps: Lanczos steps at most.
+        parameters: pattern of the parameters' names; the others are held fixed.
 
     Returns:
         As `hessian_top_eigenvalues` with k = 1.
 
     Raises:
-        InputError: a state without second moments, or of other parameters.
+        InputError: a state without second moments, or of other parameters; a pattern that fits no
+            parameter.
 
     Example:
         >>> import jax.numpy as jnp, optax, sharpflat as sf
@@ -58,12 +61,17 @@ def preconditioned_sharpness(
 
     Source: Cohen et al. (2022), section 2.
     """
-    scale = _inverse_root(opt_state, objective.params, b2, epsilon)
+    whole = _inverse_root(opt_state, objective.params, b2, epsilon)
+    part = objective.restrict(parameters)
+    scale = jax.tree.map(
+        lambda free, root: None if free is None else root,
+        part.params, whole, is_leaf=lambda leaf: leaf is None,
+    )  # fmt: skip
 
     def operator(objective: Objective) -> Partial:
         return Partial(_scaled, hessian(objective), scale)
 
-    return outermost(Krylov(operator, objective, key), key, 1, tolerance, max_steps)
+    return outermost(Krylov(operator, part, key), key, 1, tolerance, max_steps)
 
 
 def _scaled(product: Any, scale: Any, vector: Any) -> Any:

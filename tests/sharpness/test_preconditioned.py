@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import quadratic, rotated
+from helpers import ONE, quadratic, rotated
 
 import sharpflat as sf
 
@@ -47,6 +47,25 @@ def test_against_the_dense_product(name, precision, tolerance):
         estimate = sf.measure(bowl, spec, opt_state=state)
     assert estimate.converged
     assert estimate.value == pytest.approx(expected, rel=tolerance)
+
+
+def test_only_some_of_the_parameters(x64):
+    """A block of P^{−1/2} H P^{−1/2}."""
+    matrix = rotated(SPECTRUM)
+    params = {"a": jnp.zeros(1), "b": jnp.zeros(3)}
+
+    def loss(params, batch):
+        flat = jnp.concatenate([params["a"], params["b"]])
+        return 0.5 * flat @ jnp.asarray(matrix) @ flat
+
+    objective = sf.Objective.from_function(loss, params, ONE)
+    squares = np.array([4.0, 1.0, 0.25, 9.0])
+    state = optax.ScaleByRssState({"a": jnp.asarray(squares[:1]), "b": jnp.asarray(squares[1:])})
+    spec = {"preconditioned_sharpness": {"parameters": "b", "tolerance": 1e-5}}
+    root = squares[1:] ** -0.25
+    expected = np.linalg.eigvalsh(root[:, None] * matrix[1:, 1:] * root)[-1]
+    estimate = sf.measure(objective, spec, opt_state=state)
+    assert estimate.value == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_state_without_second_moments_is_refused():

@@ -53,16 +53,17 @@ class Estimate(NamedTuple):
     def from_ratio(cls, numerators: Any, denominators: Any, **details: Any) -> Estimate:
         """Σ a_i / Σ b_i over independent draws of pairs `[k]`, with the delta method's error.
 
-        The standard error is s(a_i − R b_i) / (√k |b̄|), R the ratio.
+        The standard error is s(a_i − R b_i) / (√k |b̄|), R the ratio; NaN where Σ b_i is 0.
 
         Raises:
-            ValueError: no draws, or as many numerators as not denominators.
+            ValueError: no draws, or not as many numerators as denominators.
         """
         above, below = (np.asarray(part, dtype=np.float64) for part in (numerators, denominators))
         if above.ndim != 1 or len(above) == 0 or above.shape != below.shape:
             raise ValueError(f"draws: expected pairs, got shapes {above.shape} and {below.shape}")
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = float(above.sum() / below.sum())
+        if below.sum() == 0:
+            return cls(float("nan"), None, False, {"numerators": above, "denominators": below})
+        ratio = float(above.sum() / below.sum())
         rest = cls.from_samples(above - ratio * below)
         error = None if rest.standard_error is None else rest.standard_error / abs(below.mean())
         samples = {"numerators": above, "denominators": below}

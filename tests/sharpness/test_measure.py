@@ -131,6 +131,87 @@ def test_bad_requests_are_refused_before_any_work(spec, keywords, message):
         sf.measure(quadratic(BOWL), spec, **keywords)
 
 
+def test_of_a_list_the_others_results_stay(own):
+    with pytest.warns(UserWarning, match="broken: RuntimeError: no luck"):
+        whole, broken = sf.measure(quadratic(BOWL), ["hessian_top_eigenvalues", "broken"])
+    assert whole.value == pytest.approx(3.0, rel=1e-3)
+    assert np.isnan(broken.value)
+    assert not broken.converged
+    assert str(broken.details["error"]) == "RuntimeError: no luck"
+
+
+def touched(objective, key):
+    pytest.fail("work was done before the request was refused")
+
+
+@pytest.fixture
+def first(own):
+    """A metric that must not be reached."""
+
+    @sf.metric
+    def reached(objective, key):
+        """Fails the test."""
+        return touched(objective, key)
+
+    yield "reached"
+    del metrics._entries["reached"]
+
+
+def network(policy="running", chunk=None):
+    rng = np.random.default_rng(0)
+    data = jnp.asarray(rng.normal(size=(40, 6)), jnp.float32), jnp.asarray(rng.integers(0, 3, 40))
+    model = sf.Model.of(sf.models["mlp"](3, width=5, depth=1, batch_norm=True))
+    params, state = model.init(KEY, data[0])
+    return sf.Objective.from_model(model, params, state, data, batch_norm=policy, chunk=chunk)
+
+
+@pytest.mark.parametrize(
+    ("objective", "spec", "message"),
+    [
+        (lambda: quadratic(BOWL), {"hessian_top_eigenvalues": {"k": 4}}, "k: 4 is above the 3 par"),
+        (lambda: quadratic(BOWL), {"sam_sharpness": {"rho": 0.0}}, "sam_sharpness.rho"),
+        (lambda: quadratic(BOWL), {"worst_case_sharpness": {"rho": -1}}, "sharpness.rho: .*great"),
+        (lambda: quadratic(BOWL), "ggn_trace", "ggn_trace: outputs: an objective made by from_fun"),
+        (lambda: quadratic(BOWL), "pac_bayes_flatness", "pac_bayes_flatness: outputs"),
+        (lambda: quadratic(BOWL), "normalized_margin", "normalized_margin: .*outputs"),
+        (lambda: quadratic(BOWL), "distance_from_initialization", "needs 'initial_params'"),
+        (lambda: quadratic(BOWL), {"batch_sharpness": {"batch_size": 9}}, "batch_size: 9 is above"),
+        (lambda: quadratic(BOWL), {"hessian_trace": {"parameters": "b*"}}, "none is called 'b.'"),
+        (lambda: network("batch"), "gradient_diversity", "gradient_diversity: .*'batch'"),
+        (
+            lambda: network("batch", 30),
+            "gradient_norm",
+            "chunk: 30 does not divide the 40 examples",
+        ),
+        (lambda: quadratic(BOWL, [np.nan, 0, 0]), "gradient_norm", "params: hold numbers that are"),
+        (
+            lambda: sf.Objective.from_function(
+                jnp.sum, jnp.ones(1), (jnp.ones((0, 1)), jnp.ones(0))
+            ),
+            "gradient_norm",
+            "data: the data set is empty",
+        ),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_by_name_before_any_work(
+    first, objective, spec, message
+):
+    with pytest.raises(sf.InputError, match=message):
+        sf.measure(objective(), [first, spec])
+
+
+def test_from_ratio():
+    """The delta method on pairs, and the ratio of sums, not the mean of ratios."""
+    above, below = np.array([1.0, 4.0, 10.0]), np.array([1.0, 2.0, 2.0])
+    estimate = sf.Estimate.from_ratio(above, below)
+    assert estimate.value == 3
+    expected = np.std(above - 3 * below, ddof=1) / np.sqrt(3) / below.mean()
+    assert estimate.standard_error == pytest.approx(expected)
+    assert not sf.Estimate.from_ratio([1.0, 2.0], [0.0, 0.0]).converged
+    with pytest.raises(ValueError, match="expected pairs"):
+        sf.Estimate.from_ratio([1.0], [1.0, 2.0])
+
+
 def test_from_samples():
     estimate = sf.Estimate.from_samples([1.0, 2.0, 3.0])
     assert estimate.value == 2.0

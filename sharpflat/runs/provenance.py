@@ -17,7 +17,7 @@ import jax
 import sharpflat
 from sharpflat.data import Dataset
 
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "matfree", "numpy", "scipy", "orbax-checkpoint")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "orbax-checkpoint")
 
 
 def provenance(dataset: Dataset) -> dict[str, Any]:

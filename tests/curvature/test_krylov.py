@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import matfree.decomp
 import numpy as np
 import pytest
 from helpers import quadratic, rotated
@@ -26,6 +27,15 @@ def test_basis_is_orthonormal_and_projects_the_matrix(x64):
     np.testing.assert_allclose(krylov.tridiagonal(m), basis @ matrix @ basis.T, atol=1e-10)
     leak = matrix @ basis.T - basis.T @ krylov.tridiagonal(m)
     assert np.linalg.norm(leak) == pytest.approx(krylov.coupling(m), rel=1e-6)
+
+
+def test_the_tridiagonal_is_that_of_another_library(x64):
+    matrix = jnp.asarray(rotated(SPECTRUM))
+    krylov = space(matrix)
+    m = krylov.grow(12)
+    lanczos = matfree.decomp.tridiag_sym(m, reortho="full", custom_vjp=False)
+    theirs = lanczos(lambda v: matrix @ v, krylov.basis(1)[0]).J_small
+    np.testing.assert_allclose(krylov.tridiagonal(m), theirs, atol=1e-10)
 
 
 def test_single_precision_keeps_it_orthonormal():

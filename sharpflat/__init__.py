@@ -28,6 +28,7 @@ _PUBLIC = {
     "datasets": "sharpflat.data",
     "figure": "sharpflat.registry",
     "figures": "sharpflat.plots",
+    "invariance_table": "sharpflat.audit",
     "load_config": "sharpflat.runs",
     "load_runs": "sharpflat.runs",
     "map_draws": "sharpflat.sharpness",
@@ -38,6 +39,7 @@ _PUBLIC = {
     "models": "sharpflat.networks",
     "optimizer": "sharpflat.registry",
     "optimizers": "sharpflat.training",
+    "precision_table": "sharpflat.audit",
     "run": "sharpflat.runs",
     "train": "sharpflat.runs",
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -106,6 +107,52 @@ def plot(
     for path in report.draw(root, study, asked, failures.append):
         print(path)
     _exit_with(failures)
+
+
+@app.command()
+def audit(
+    run: Annotated[str, typer.Argument(help="A run's id, or its beginning.", metavar="RUN")],
+    metric: Annotated[list[str] | None, typer.Option(help="Only this one; repeatable.")] = None,
+    examples: Annotated[
+        int | None, typer.Option(min=1, help="The first of the training set; all by default.")
+    ] = None,
+    precision: Annotated[bool, typer.Option(help="How many digits survive, too.")] = False,
+    root: Root = "results",
+    plugin: Plugins = None,
+) -> None:
+    """Tell which measures are fooled by changes that leave a run's network as it is."""
+    from sharpflat import registry, runs
+    from sharpflat.audit import invariance_table, precision_table
+    from sharpflat.runs.measure_run import INPUTS
+    from sharpflat.runs.progress import shown
+    from sharpflat.runs.setup import fill_registries, keep_compiled_programs
+
+    fill_registries()
+    keep_compiled_programs()
+    for file in plugin or []:
+        registry.load_plugin(file)
+    records = {record.id: record for record in runs.load_runs(root)}
+    record = records[_meant(run, records, root)]
+    objective = record.objective("train", "running", examples=examples)
+    inputs = {name: read(record) for name, read in INPUTS.items()}
+    with shown() as reporter:
+        say, seed = reporter.say, record.seed
+        print(invariance_table(objective, metric, seed=seed, say=say, **inputs))
+        if precision:
+            print("\n", precision_table(objective, metric, seed=seed, say=say, **inputs), sep="")
+
+
+def _meant(start: str, ids: Collection[str], root: str) -> str:
+    """The one run whose id begins so."""
+    from sharpflat.registry import InputError, closest
+
+    found = [name for name in ids if name.startswith(start)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise InputError(f"run: {start!r} is the beginning of {' and '.join(found)}")
+    hint = closest(start, ids) if ids else f"; {root} holds no runs yet"
+    raise InputError(f"run: unknown {start!r}{hint}")
 
 
 @app.command()

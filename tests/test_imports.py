@@ -13,7 +13,8 @@ BASE = {"registry", "trees", "batch"}
 OBJECTIVE = BASE | {"networks", "objective"}
 MEASURING = OBJECTIVE | {"curvature", "sharpness", "landscape"}
 TRAINING = OBJECTIVE | {"training"}
-RUNS = MEASURING | TRAINING | {"data", "config", "statistics", "runs"}
+AUDIT = OBJECTIVE | {"sharpness", "audit"}
+RUNS = MEASURING | TRAINING | AUDIT | {"data", "config", "statistics", "runs"}
 ALLOWED = {
     "__init__": set(),
     "registry": set(),
@@ -26,6 +27,7 @@ ALLOWED = {
     "curvature": OBJECTIVE | {"curvature"},
     "sharpness": OBJECTIVE | {"curvature", "sharpness"},
     "landscape": OBJECTIVE | {"curvature", "landscape"},
+    "audit": AUDIT,
     "training": TRAINING,
     "config": {"registry"},
     "runs": RUNS,

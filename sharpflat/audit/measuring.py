@@ -1,0 +1,113 @@
+"""Which metrics an audit asks for, and what they give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sharpflat.objective import Objective
+from sharpflat.registry import Entry, InputError, metrics
+from sharpflat.sharpness import Estimate, check, measure_each
+
+Spec = str | Mapping[str, Mapping[str, Any] | None]
+Requests = list[tuple[str, dict[str, Any]]]
+
+
+def chosen(
+    objective: Objective,
+    specs: Spec | Sequence[Spec] | None,
+    inputs: Mapping[str, Any],
+    unfit: Mapping[str, str],
+) -> tuple[Requests, dict[str, str]]:
+    """The metrics with all their arguments, and those left out with the reason.
+
+    Args:
+        objective: what they would be measured on.
+        specs: a name, `{name: arguments}` or a list of these; None for all that there are.
+        inputs: what is there to be handed over.
+        unfit: inputs that must not be handed over, with the reason.
+
+    Raises:
+        InputError: an unknown metric or argument; a metric asked for that cannot be measured.
+    """
+    asked = list(metrics) if specs is None else specs
+    asked = [asked] if isinstance(asked, str | Mapping) else asked
+    requests: Requests = []
+    left_out: dict[str, str] = {}
+    for name, given in map(_parts, asked):
+        entry, arguments = metrics[name], metrics[name].arguments(given)
+        reason = _obstacle(entry, objective, arguments, inputs, unfit)
+        if reason is None:
+            requests.append((name, arguments))
+        elif specs is None:
+            left_out[name] = reason
+        else:
+            raise InputError(f"{name}: {reason}")
+    if not requests:
+        raise InputError("metrics: none is asked for that can be measured here")
+    return requests, left_out
+
+
+def estimates(
+    objective: Objective,
+    requests: Requests,
+    seed: int,
+    inputs: Mapping[str, Any],
+    before: Callable[[str], None],
+) -> list[Estimate]:
+    """What each gives; one that fails is NaN, with the error in its details, as of `measure`."""
+    found = []
+    for outcome in measure_each(objective, requests, seed, inputs, before):
+        reason = f"{type(outcome.error).__name__}: {outcome.error}"
+        failed = Estimate(float("nan"), None, False, {"error": np.array(reason)})
+        found.append(outcome.estimate or failed)
+    return found
+
+
+def label(name: str, arguments: Mapping[str, Any]) -> str:
+    """The metric's name, with those arguments that are not its defaults."""
+    fields = metrics[name].schema.model_fields
+    own = [f"{k}={v}" for k, v in arguments.items() if v != fields[k].default]
+    return f"{name}[{','.join(own)}]" if own else name
+
+
+def shown(estimate: Estimate) -> str:
+    """Value ± standard error, with a question mark where its certificate did not hold."""
+    error = estimate.standard_error
+    text = f"{estimate.value:.4g}" + (f" ± {error:.2g}" if error else "")
+    return text if estimate.converged else f"{text} ?"
+
+
+def failure(estimate: Estimate) -> str | None:
+    """What kept a metric from a number."""
+    return str(estimate.details["error"]) if "error" in estimate.details else None
+
+
+def _parts(spec: Spec) -> tuple[str, dict[str, Any]]:
+    if isinstance(spec, str):
+        return spec, {}
+    if len(spec) != 1:
+        raise InputError(f"metric: expected a name or {{name: arguments}}, got {spec!r}")
+    ((name, arguments),) = spec.items()
+    return name, dict(arguments or {})
+
+
+def _obstacle(
+    entry: Entry,
+    objective: Objective,
+    arguments: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    unfit: Mapping[str, str],
+) -> str | None:
+    for name in entry.inputs:
+        if name in unfit:
+            return unfit[name]
+        if inputs.get(name) is None:
+            return f"needs {name!r}"
+    try:
+        check(entry, objective, arguments)
+    except InputError as error:
+        return str(error).removeprefix(f"{entry.name}: ")
+    return None

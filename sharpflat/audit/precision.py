@@ -1,0 +1,208 @@
+"""How many digits of a metric survive in coarser number formats."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sharpflat.audit import tables
+from sharpflat.audit.measuring import Spec, chosen, estimates, failure, label, shown
+from sharpflat.objective import Objective
+from sharpflat.sharpness import Estimate
+
+REFERENCE = "float64"
+MOST_DIGITS = 16.0
+AGREE = 3.0
+"""Standard errors within which two random estimates agree."""
+
+
+class PrecisionRow(NamedTuple):
+    """One metric in one format, beside float64.
+
+    Attributes:
+        metric: its name.
+        arguments: all of them.
+        format: `bfloat16`, `tensorfloat32`, `float32` or `float64`.
+        estimate: what it gave there; NaN with the error in its details where it failed.
+        reference: what it gave in float64.
+        digits: −log10 |v − v64| / |v64|, between 0 and 16; NaN where either is not finite.
+        errors: |v − v64| over the combined standard error; None where neither has one above zero.
+    """
+
+    metric: str
+    arguments: dict[str, Any]
+    format: str
+    estimate: Estimate
+    reference: Estimate
+    digits: float
+    errors: float | None
+
+
+@dataclass(frozen=True, repr=False)
+class PrecisionTable:
+    """Metrics against number formats; printing it shows all of it.
+
+    Attributes:
+        rows: a row a metric and format.
+        formats: float64 last.
+        skipped: metrics that could not be measured, with the reason.
+    """
+
+    rows: tuple[PrecisionRow, ...]
+    formats: tuple[str, ...]
+    skipped: dict[str, str]
+
+    def __repr__(self) -> str:
+        """The table as plain text."""
+        return tables.text(self._cells(), self._notes())
+
+    def markdown(self) -> str:
+        """The table as Markdown."""
+        return tables.markdown(self._cells(), self._notes())
+
+    def _cells(self) -> list[list[str]]:
+        cells = [["metric", *self.formats]]
+        for start in range(0, len(self.rows), len(self.formats)):
+            *group, last = self.rows[start : start + len(self.formats)]
+            name = label(last.metric, last.arguments)
+            cells.append([name, *map(_said, group), shown(last.estimate)])
+        return cells
+
+    def _notes(self) -> list[str]:
+        notes = [
+            "digits: of the float64 value; s.e.: the difference in combined standard errors, and "
+            "their size, for metrics that draw random numbers, which are others in each format",
+            "?: the metric's own certificate did not hold",
+        ]
+        if "tensorfloat32" not in self.formats:
+            notes.append(f"tensorfloat32: none on this platform ({jax.default_backend()})")
+        notes += [f"skipped: {name}: {reason}" for name, reason in self.skipped.items()]
+        failed = [(row, failure(row.estimate)) for row in self.rows]
+        return notes + [
+            f"failed: {label(row.metric, row.arguments)} in {row.format}: {reason}"
+            for row, reason in failed
+            if reason
+        ]
+
+
+def precision_table(
+    objective: Objective,
+    metrics: Spec | Sequence[Spec] | None = None,
+    *,
+    seed: int = 0,
+    say: Callable[[str], None] = lambda line: None,
+    **inputs: Any,
+) -> PrecisionTable:
+    """Metrics in bfloat16, TF32 on a GPU, float32 and float64, and how many digits agree.
+
+    Parameters, state, data and inputs are cast, and all is computed in that format as far as the
+    metric itself does not widen it; float32 means float32 in matrix products too, on a GPU as
+    well. JAX draws other random numbers in other formats: where a standard error is above zero, the
+    difference is given in standard errors instead of digits. One that is not known (None) counts as
+    none, and the digits then show the draws as well as the format.
+
+    Args:
+        objective: where to measure.
+        metrics: a name, `{name: arguments}`, or a list of these; None for all that the objective
+            and the inputs allow, the others are listed as skipped.
+        seed: of all that is random.
+        say: told of each measurement before it is made.
+        **inputs: what metrics need beside the objective (`initial_params`, `opt_state`, ...).
+
+    Returns:
+        A table. A metric that fails in a format is NaN there, its error among the notes.
+
+    Raises:
+        InputError: an unknown metric, argument or input; parameters that are not finite.
+
+    Example:
+        >>> import jax.numpy as jnp, sharpflat as sf
+        >>> bowl = sf.Objective.from_function(
+        ...     lambda w, batch: jnp.sum(w**2), jnp.array([0.1, 0.2]),
+        ...     (jnp.ones((1, 1)), jnp.ones(1)))
+        >>> table = sf.precision_table(bowl, "parameter_norm")
+        >>> [row.format for row in table.rows if row.digits > 6]
+        ['float32', 'float64']
+    """
+    requests, skipped = chosen(objective, metrics, inputs, {})
+    formats = _formats()
+
+    def measured(format: str) -> list[Estimate]:
+        with _computing_in(format):
+            where, given = _cast(objective, format), _cast(inputs, format)
+            return estimates(where, requests, seed, given, lambda name: say(f"{format}: {name}"))
+
+    found = {format: measured(format) for format in formats}
+    rows = [
+        _row(name, arguments, format, found[format][i], found[REFERENCE][i])
+        for i, (name, arguments) in enumerate(requests)
+        for format in formats
+    ]
+    return PrecisionTable(tuple(rows), formats, skipped)
+
+
+def _formats() -> tuple[str, ...]:
+    rounded = ("tensorfloat32",) if jax.default_backend() == "gpu" else ()
+    return ("bfloat16", *rounded, "float32", REFERENCE)
+
+
+@contextlib.contextmanager
+def _computing_in(format: str) -> Iterator[None]:
+    # On a GPU the products of float32 matrices are rounded to TF32 unless "highest" is asked for.
+    products = format if format == "tensorfloat32" else "highest"
+    with jax.enable_x64(format == "float64"), jax.default_matmul_precision(products):
+        yield
+
+
+def _cast(tree: Any, format: str) -> Any:
+    """The tree with its floating-point arrays in the format that holds `format`'s numbers."""
+    dtype = jnp.dtype("float32" if format == "tensorfloat32" else format)
+
+    def leaf(value: Any) -> Any:
+        kind = getattr(value, "dtype", None)
+        if kind is None or jnp.issubdtype(kind, jax.dtypes.prng_key):
+            return value
+        array = np.asarray(value)
+        return jnp.asarray(array.astype(dtype) if jnp.issubdtype(kind, jnp.floating) else array)
+
+    return jax.tree.map(leaf, tree)
+
+
+def _row(
+    name: str, arguments: dict[str, Any], format: str, estimate: Estimate, reference: Estimate
+) -> PrecisionRow:
+    difference = abs(estimate.value - reference.value)
+    error = math.hypot(estimate.standard_error or 0, reference.standard_error or 0)
+    errors = difference / error if error else None
+    digits = _digits(difference, abs(reference.value))
+    return PrecisionRow(name, arguments, format, estimate, reference, digits, errors)
+
+
+def _digits(difference: float, size: float) -> float:
+    if not math.isfinite(difference):
+        return math.nan
+    if difference == 0:
+        return MOST_DIGITS
+    return min(MOST_DIGITS, max(0.0, -math.log10(difference / size))) if size else 0.0
+
+
+def _said(row: PrecisionRow) -> str:
+    reason = failure(row.estimate)
+    if reason is not None:
+        return reason.partition(":")[0]
+    mark = "" if row.estimate.converged else " ?"
+    if math.isnan(row.digits):
+        return f"not finite{mark}"
+    if row.errors is None:
+        return f"{row.digits:.1f} digits{mark}"
+    error = math.hypot(row.estimate.standard_error or 0, row.reference.standard_error or 0)
+    size = f"{error / abs(row.reference.value):.1%}" if row.reference.value else f"{error:.1g}"
+    off = "" if row.errors <= AGREE else "off by "
+    return f"{off}{row.errors:.1f} s.e. of {size}{mark}"

@@ -1,0 +1,320 @@
+"""Which metrics a change of parametrisation moves: what theory says, and what the table says."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import sharpflat as sf
+from sharpflat.audit import InvarianceTable
+from sharpflat.audit.invariance import verdict
+from sharpflat.registry import metrics
+from sharpflat.runs.setup import fill_registries
+
+fill_registries()
+ALPHA = 3.0
+LAYER = {"relative_flatness": {"layer": "Dense_0/kernel", "draws": 10}}
+WHOLE = {"hessian_trace": {"steps": 100}}
+ELEMENTWISE = [
+    "fisher_rao_norm",
+    "path_norm",
+    "input_gradient_norm",
+    LAYER,
+    {"worst_case_sharpness": {"batch_size": 15, "subsets": 2}},
+    {"worst_case_sharpness": {"norm": "l2", "rho": 0.1}},
+    {"average_case_sharpness": {"batch_size": 15, "subsets": 2}},
+    {"average_case_sharpness": {"noise": "uniform"}},
+]
+
+
+@pytest.fixture
+def own():
+    """A test's own metrics are gone after it."""
+    before = dict(metrics._entries)
+    yield
+    metrics._entries = before
+
+
+def objective_of(seed=0, **network):
+    """Random parameters, biases and averages, in the default precision."""
+    rng = np.random.default_rng(seed)
+
+    def random(like):
+        return jnp.asarray(0.7 * rng.normal(size=like.shape), jnp.result_type(float))
+
+    inputs = random(np.empty((30, 4)))
+    model = sf.Model.of(sf.models["mlp"](3, **{"width": 5, "depth": 1, **network}))
+    params, state = jax.eval_shape(model.init, jax.random.key(seed), inputs)
+    params = jax.tree.map(random, params)
+    state = jax.tree.map(lambda like: jnp.abs(random(like)), state)
+    data = (inputs, jnp.asarray(rng.integers(0, 3, 30)))
+    return sf.Objective.from_model(model, params, state, data, chunk=15)
+
+
+def dense_hessian(objective):
+    """∇²L, all parameters in a row, and the name of each one's array."""
+    flat, unravel = ravel_pytree(objective.params)
+    hessian = jax.hessian(lambda w: objective.loss(unravel(w)))(flat)
+    sizes = [leaf.size for leaf in jax.tree.leaves(objective.params)]
+    return np.asarray(hessian), np.repeat(objective.layers(), sizes)
+
+
+def by_change(table, index=0):
+    """The rows of one metric by the change's name."""
+    label = (table.rows[0].metric, table.rows[0].arguments)
+    if index:
+        label = list(dict.fromkeys(r.metric for r in table.rows))[index], None
+    rows = [r for r in table.rows if r.metric == label[0] and label[1] in (None, r.arguments)]
+    return {row.change: row for row in rows}
+
+
+def test_hessian_of_a_relu_network_moves_as_its_blocks_do(x64):
+    """w' = D w with one entry of D an array: H' = D⁻¹ H D⁻¹, as Dinh et al. have it."""
+    objective = objective_of()
+    table = sf.invariance_table(objective, [WHOLE, "hessian_top_eigenvalues"], alpha=ALPHA)
+    hessian, names = dense_hessian(objective)
+    shrunk = {"Dense_0/kernel": 1 / ALPHA, "Dense_0/bias": 1 / ALPHA, "Dense_1/kernel": ALPHA}
+    scale = np.array([shrunk.get(name, 1.0) for name in names])
+    blocks = {name: np.trace(hessian[names == name][:, names == name]) for name in set(names)}
+    trace = (
+        (blocks["Dense_0/kernel"] + blocks["Dense_0/bias"]) / ALPHA**2
+        + blocks["Dense_1/kernel"] * ALPHA**2
+        + blocks["Dense_1/bias"]
+    )
+    row = by_change(table)["relu_rescaling"]
+    assert row.before.value == pytest.approx(np.trace(hessian), rel=1e-6)
+    assert row.after.value == pytest.approx(trace, rel=1e-6)
+    assert row.factor == pytest.approx(trace / np.trace(hessian), rel=1e-6)
+    assert row.verdict == "fooled"
+    top = [np.linalg.eigvalsh(h)[-1] for h in (hessian, scale[:, None] * hessian * scale)]
+    row = by_change(table, 1)["relu_rescaling"]
+    assert (row.before.value, row.after.value) == pytest.approx(top, rel=1e-3)
+    assert row.verdict == "fooled"
+    assert {"hessian_trace[steps=100]", "hessian_top_eigenvalues"} == set(table.fooled)
+
+
+def test_scale_before_batch_norm_shrinks_its_layers_block(x64):
+    """Weights before batch norm times α: their block of the Hessian by α⁻², the rest as it was."""
+    objective = objective_of(batch_norm=True)
+    table = sf.invariance_table(objective, WHOLE, alpha=ALPHA)
+    hessian, names = dense_hessian(objective)
+    before = [np.trace(hessian[names == n][:, names == n]) for n in objective.layers()]
+    moved = [n in ("Dense_0/kernel", "Dense_0/bias") for n in objective.layers()]
+    after = sum(t / ALPHA**2 if m else t for t, m in zip(before, moved, strict=True))
+    row = by_change(table)["batch_norm_scale"]
+    assert row.after.value == pytest.approx(after, rel=1e-6)
+    assert row.verdict == "fooled"
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_what_rescaling_leaves_alone(x64, batch_norm):
+    """Measures in proportion to each weight, and those of the function alone."""
+    objective = objective_of(batch_norm=batch_norm)
+    table = sf.invariance_table(objective, ELEMENTWISE, alpha=ALPHA)
+    rows = [row for row in table.rows if row.change in ("relu_rescaling", "batch_norm_scale")]
+    assert len(rows) == len(ELEMENTWISE) * (1 + batch_norm)
+    for row in rows:
+        assert row.factor == pytest.approx(1, rel=1e-6), (row.metric, row.arguments, row.change)
+        assert row.verdict == ("invariant" if row.before.converged else "undecided")
+    assert not table.fooled
+
+
+def test_what_rescaling_moves(x64):
+    absolute = [
+        "parameter_norm",
+        "gradient_norm",
+        {"worst_case_sharpness": {"adaptive": False}},
+        {"average_case_sharpness": {"adaptive": False, "rho": 0.05, "draws": 100}},
+    ]
+    table = sf.invariance_table(objective_of(), absolute, alpha=10.0)
+    factors = [row.factor for row in table.rows if row.change == "relu_rescaling"]
+    assert all(abs(np.log(factor)) > 0.3 for factor in factors), factors
+    assert {row.metric for row in table.fooled.values()} >= {"parameter_norm", "gradient_norm"}
+
+
+def test_permuting_units_moves_nothing_that_is_deterministic(x64):
+    specs = [
+        "fisher_rao_norm", "path_norm", "input_gradient_norm", "parameter_norm", "gradient_norm",
+        "spectral_norm_product", "normalized_margin", "worst_case_sharpness", "sam_sharpness",
+        "directional_sharpness", "gradient_noise_scale", WHOLE, "hessian_top_eigenvalues",
+    ]  # fmt: skip
+    table = sf.invariance_table(objective_of(batch_norm=True), specs)
+    rows = [row for row in table.rows if row.change == "permuted_units"]
+    assert len(rows) == len(specs)
+    for row in rows:
+        tolerance = 1e-3 if row.metric == "hessian_top_eigenvalues" else 1e-6
+        assert row.factor == pytest.approx(1, rel=tolerance), row.metric
+
+
+def test_logits_move_the_margin_but_not_the_normalised_one(x64):
+    margin = {"normalized_margin": {"normalization": "none"}}
+    table = sf.invariance_table(objective_of(), ["normalized_margin", margin], alpha=ALPHA)
+    rows = [row for row in table.rows if row.change == "logit_rescaling"]
+    assert [row.factor for row in rows] == pytest.approx([1, ALPHA])
+    assert [row.verdict for row in rows] == ["invariant", "fooled"]
+    assert rows[0].outputs_deviation == pytest.approx(ALPHA - 1)
+    assert not table.fooled, "rescaled logits are another function: nobody is fooled"
+
+
+def test_the_start_stays_where_it_was():
+    """The distance from it is moved by changes of the weights alone."""
+    objective = objective_of()
+    start = jax.tree.map(lambda leaf: leaf + 0.1, objective.params)
+    table = sf.invariance_table(objective, "distance_from_initialization", initial_params=start)
+    rows = {r.change: r for r in table.rows if r.metric == "distance_from_initialization"}
+    assert {row.verdict for row in rows.values()} == {"fooled"}
+    for change in table.changes:
+        distance = sf.trees.norm(sf.trees.sub(change.objective.params, start))
+        assert rows[change.name].after.value == pytest.approx(float(distance), rel=1e-5)
+
+
+def estimate(value, error=0.0, converged=True):
+    return sf.Estimate(value, error, converged)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        (estimate(1.0), estimate(1.01), "invariant"),
+        (estimate(1.0), estimate(1.03), "fooled"),
+        (estimate(-1.0), estimate(1.0), "fooled"),
+        (estimate(0.0), estimate(0.0), "invariant"),
+        (estimate(0.0), estimate(1.0), "fooled"),
+        # within three combined standard errors, and beyond
+        (estimate(1.0, 0.02), estimate(1.08, 0.02), "invariant"),
+        (estimate(1.0, 0.02), estimate(1.2, 0.02), "fooled"),
+        # an error so large that nothing would be noticed proves nothing
+        (estimate(1.0, 0.2), estimate(1.08, 0.2), "undecided"),
+        (estimate(1.0, 0.2), estimate(1.00001, 0.2), "invariant"),
+        (estimate(1.0, 0.2), estimate(3.0, 0.2), "fooled"),
+        # no certificate, or an error that is not known: only a factor of two counts
+        (estimate(1.0, converged=False), estimate(1.0), "undecided"),
+        (estimate(1.0), estimate(1.5, converged=False), "undecided"),
+        (estimate(1.0), estimate(2.5, converged=False), "fooled"),
+        (estimate(1.0, None), estimate(1.5, None), "undecided"),
+        (estimate(1.0, None), estimate(2.5, None), "fooled"),
+        (estimate(1.0, None), estimate(1.01, None), "invariant"),
+        (estimate(1.0, 0.5, False), estimate(2.5), "undecided"),
+        (estimate(np.nan), estimate(1.0), "undecided"),
+        (estimate(np.inf), estimate(np.inf), "undecided"),
+    ],
+)
+def test_verdicts_of_estimates(before, after, expected):
+    assert verdict(before, after) == expected
+    assert verdict(after, before) == expected
+
+
+def test_what_the_objective_and_the_inputs_do_not_allow_is_listed(own):
+    for name in [name for name in metrics if name not in ("parameter_norm", "path_norm")]:
+        if not metrics[name].inputs:
+            del metrics._entries[name]
+
+    @sf.metric(checks=(lambda objective, arguments: objective.restrict("nowhere"),))
+    def out_of_reach(objective, key):
+        """Never measured."""
+
+    table = sf.invariance_table(objective_of(), opt_state=(), optimizer=None)
+    assert {row.metric for row in table.rows} == {"parameter_norm", "path_norm"}
+    assert table.skipped["distance_from_initialization"] == "needs 'initial_params'"
+    assert table.skipped["out_of_reach"].startswith("parameters: none is called 'nowhere'")
+    assert "belongs to the parameters as they were" in table.skipped["preconditioned_sharpness"]
+    assert "skipped: distance_from_initialization: needs 'initial_params'" in str(table)
+    for asked, words in (
+        ("preconditioned_sharpness", "belongs to the parameters"),
+        ("distance_from_initialization", "needs 'initial_params'"),
+        ("out_of_reach", "none is called 'nowhere'"),
+        ("path_nrm", "did you mean 'path_norm'"),
+        ({"path_norm": {"rho": 1}}, "unknown key 'rho'"),
+        ({}, "expected a name or"),
+        ([], "none is asked for"),
+    ):
+        with pytest.raises(sf.InputError, match=words):
+            sf.invariance_table(objective_of(), asked)
+
+
+def test_refusals():
+    objective = objective_of()
+    loss = sf.Objective.from_function(lambda w, batch: w**2, jnp.ones(()), objective.data)
+    with pytest.raises(sf.InputError, match="invariance_table: an objective made by from_function"):
+        sf.invariance_table(loss)
+    with pytest.raises(sf.InputError, match="alpha"):
+        sf.invariance_table(objective, "path_norm", alpha=1.0)
+    with pytest.raises(sf.InputError, match="'Dense_7'; did you mean 'Dense_0'"):
+        sf.invariance_table(objective, "path_norm", layer="Dense_7")
+    with pytest.raises(sf.InputError, match="unknown argument 'intial_params'"):
+        sf.invariance_table(objective, "path_norm", intial_params=objective.params)
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, objective.params)
+    state = objective.model_state
+    broken = sf.Objective.from_model(objective.model, broken, state, objective.data)
+    with pytest.raises(sf.InputError, match="no change keeps the function"):
+        sf.invariance_table(broken, "path_norm")
+
+
+def test_a_metric_that_fails_is_named_and_leaves_the_others(own):
+    @sf.metric
+    def fragile(objective, key):
+        """Fails where parameters are large."""
+        if sf.measure(objective, "parameter_norm").value > norm:
+            raise RuntimeError("too far out")
+        return sf.Estimate(1.0, 0.0, True)
+
+    objective = objective_of()
+    norm = 1.001 * sf.measure(objective, "parameter_norm").value
+    table = sf.invariance_table(objective, ["fragile", "path_norm"], alpha=100.0)
+    rows = by_change(table)
+    assert rows["relu_rescaling"].verdict == "undecided"
+    assert np.isnan(rows["relu_rescaling"].factor)
+    assert rows["permuted_units"].verdict == "invariant"
+    assert "failed: fragile: RuntimeError: too far out" in str(table)
+    assert by_change(table, 1)["relu_rescaling"].verdict == "invariant"
+
+
+def test_seeds_and_layers_are_those_asked_for(own):
+    seen = []
+
+    @sf.metric
+    def draw(objective, key):
+        """A random number."""
+        seen.append(float(jax.random.normal(key)))
+        return sf.Estimate(seen[-1], 0.0, True)
+
+    objective = objective_of(depth=3)
+    table = sf.invariance_table(objective, "draw", seed=7, layer="Dense_1")
+    assert seen == [float(jax.random.normal(jax.random.key(7)))] * 4
+    assert [change.layers for change in table.changes] == [
+        ("Dense_1", "Dense_2"), ("Dense_1", "Dense_2"), ("Dense_3",),
+    ]  # fmt: skip
+    assert table.not_made == (
+        "batch_norm_scale: no layer that fits is called 'Dense_1'; none is allowed here",
+    )
+
+
+def test_the_table_reads():
+    objective, said = objective_of(batch_norm=True), []
+    before = jax.tree.map(np.copy, (objective.params, objective.model_state))
+    specs = ["parameter_norm", {"hessian_trace": {"probes": 2}}, "keskar_sharpness"]
+    table = sf.invariance_table(objective, specs, say=said.append)
+    assert isinstance(table, InvarianceTable)
+    assert jax.tree.all(
+        jax.tree.map(np.array_equal, before, (objective.params, objective.model_state))
+    )
+    assert len(table.rows) == 3 * 4
+    assert len(said) == 3 * 5
+    assert said[:4] == [
+        "as it is: parameter_norm", "as it is: hessian_trace", "as it is: keskar_sharpness",
+        "relu_rescaling: parameter_norm",
+    ]  # fmt: skip
+    text, page = str(table), table.markdown()
+    for shown in (text, page):
+        head = "relu_rescaling: Dense_0, BatchNorm_0, Dense_1, α = 4; outputs moved by 0 of their"
+        assert head in shown
+        assert "hessian_trace[probes=2]" in shown
+        assert f"×{table.rows[0].factor:.4g} {table.rows[0].verdict}" in shown
+        assert "function fools: " in shown
+        assert all(name in shown for name in table.fooled)
+    assert len({line.index("relu_rescaling") for line in text.splitlines()[:1]}) == 1
+    lines = page.splitlines()
+    assert lines[0].count("|") == lines[1].count("|") == lines[2].count("|") == 7
+    assert lines[5] == ""
+    assert lines[6].startswith("- ")

@@ -47,7 +47,7 @@ def _space(objective: Objective, key: jax.Array, operator: Operator) -> Krylov:
 
 
 class Krylov:
-    """span{q, Hq, H²q, ...} of a random q, by Lanczos with full reorthogonalisation, done twice.
+    """span{q, Hq, H²q, ...} of a random q, by Lanczos with full reorthogonalisation.
 
     Steps that were made are kept, and how many are used is up to the caller: what comes of the
     first m of them does not depend on who grew the space further. Memory: the parameters' times
@@ -88,6 +88,11 @@ class Krylov:
                 return m
         return most
 
+    @property
+    def epsilon(self) -> float:
+        """Relative rounding of the operator's numbers."""
+        return float(jnp.finfo(self._basis.dtype).eps)
+
     def tridiagonal(self, m: int) -> np.ndarray:
         """QᵀHQ of the first m basis vectors, `[m, m]`."""
         off = np.array(self._coupling[: m - 1])
@@ -107,7 +112,8 @@ class Krylov:
         if done + 1 >= len(self._basis):
             self._basis = jnp.concatenate([self._basis, jnp.zeros_like(self._basis)])
         params = self.objective.params
-        self._basis, *numbers = _step(product, params, self.locked, self._basis, done)
+        before = self._coupling[-1] if done else 0.0
+        self._basis, *numbers = _step(product, params, self.locked, self._basis, done, before)
         diagonal, coupling = map(float, numbers)
         self._diagonal.append(diagonal)
         self._coupling.append(coupling)
@@ -115,7 +121,7 @@ class Krylov:
     def _invariant(self, m: int) -> bool:
         """Whether nothing but rounding is left outside."""
         scale = np.abs(self._diagonal[:m]).max() + np.abs(self._coupling[:m]).max()
-        return self._coupling[m - 1] <= 10 * float(jnp.finfo(self._basis.dtype).eps) * scale
+        return self._coupling[m - 1] <= 10 * self.epsilon * scale
 
 
 @functools.partial(jax.jit, static_argnums=3)
@@ -130,15 +136,31 @@ def _started(params: Any, key: jax.Array, locked: jax.Array, capacity: int) -> j
 
 @functools.partial(jax.jit, donate_argnums=3)
 def _step(
-    product: Callable[[Any], Any], params: Any, locked: jax.Array, basis: jax.Array, done: Any
+    product: Callable[[Any], Any],
+    params: Any,
+    locked: jax.Array,
+    basis: jax.Array,
+    done: Any,
+    before: Any,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The basis with its next vector, and the new diagonal and coupling of the tridiagonal."""
+    """The basis with its next vector, and the new diagonal and coupling of the tridiagonal.
+
+    After the three-term recurrence one pass over all the basis is enough, unless it took much of
+    the vector away (Daniel et al., 1976): then a second one follows.
+    """
     _, unravel = ravel_pytree(params)
-    image = ravel_pytree(product(unravel(basis[done])))[0]
-    diagonal = basis[done] @ image
-    for _ in range(2):
+    vector = basis[done]
+    image = ravel_pytree(product(unravel(vector)))[0]
+    diagonal = vector @ image
+    image = image - diagonal * vector - before * basis[jnp.maximum(done - 1, 0)]
+
+    def outside(image: jax.Array) -> jax.Array:
         image = image - (locked @ image) @ locked
-        image = image - (basis @ image) @ basis
+        return image - (basis @ image) @ basis
+
+    once = outside(image)
+    little_left = jnp.linalg.norm(once) < 0.7 * jnp.linalg.norm(image)
+    image = jax.lax.cond(little_left, outside, lambda image: image, once)
     coupling = jnp.linalg.norm(image)
     vector = jnp.where(coupling > 0, image / jnp.where(coupling > 0, coupling, 1), 0)
     return basis.at[done + 1].set(vector), diagonal, coupling

@@ -1,4 +1,4 @@
-"""Extreme eigenpairs of a symmetric operator on parameters, each with its residual."""
+"""Extreme eigenvalues of a symmetric operator on parameters, each with its certificate."""
 
 from __future__ import annotations
 
@@ -10,6 +10,22 @@ import numpy as np
 from jax.flatten_util import ravel_pytree
 
 from sharpflat.curvature.krylov import Krylov
+
+
+class Eigenvalue(NamedTuple):
+    """One eigenvalue.
+
+    Attributes:
+        value: λ.
+        residual: ‖Hv − λv‖ / |λ|.
+        error: a bound of the relative distance to an eigenvalue of H: see `outermost_eigenvalue`.
+        products: operator products used, those of a shared space included.
+    """
+
+    value: float
+    residual: float
+    error: float
+    products: int
 
 
 class Eigenpairs(NamedTuple):
@@ -28,6 +44,39 @@ class Eigenpairs(NamedTuple):
     products: int
 
 
+def outermost_eigenvalue(
+    space: Krylov, *, tolerance: float, max_steps: int, sign: float = 1.0
+) -> Eigenvalue:
+    """The largest eigenvalue (with `sign` −1 the smallest), to a relative error of `tolerance`.
+
+    The space grows until min(r, r² / δ) ≤ `tolerance` |λ|, r = ‖Hv − λv‖ = β |s_m| from Lanczos and
+    δ the distance from λ to the other Ritz values, each less its own residual. Some eigenvalue lies
+    within r of λ (Weyl), and within r² / δ if no other one is nearer to λ than δ (Kato and Temple):
+    nearer ones that the space has not met yet would escape the second.
+
+    Args:
+        space: a Krylov space of the operator, used as far as it has grown.
+        tolerance: of the relative error.
+        max_steps: Lanczos steps at most.
+        sign: +1 for the largest, −1 for the smallest.
+
+    Source: Parlett (1998), theorems 4.5.1 and 11.7.1.
+    """
+    m = space.grow(max_steps, lambda m: _outermost(space, m, sign).error <= tolerance)
+    return _outermost(space, m, sign)
+
+
+def _outermost(space: Krylov, m: int, sign: float) -> Eigenvalue:
+    values, rotation = np.linalg.eigh(sign * space.tridiagonal(m))
+    rounding = space.epsilon * np.abs(values).max()
+    residuals = space.coupling(m) * np.abs(rotation[-1]) + rounding
+    value, residual = values[-1], residuals[-1]
+    gap = np.min(value - values[:-1] - residuals[:-1]) if m > 1 else 0.0
+    bound = min(residual, residual**2 / gap) if gap > 0 else residual
+    size = abs(value) if value else 1.0
+    return Eigenvalue(sign * value, residual / size, (bound + rounding) / size, m)
+
+
 def eigenpairs(
     space: Krylov,
     key: jax.Array,
@@ -40,9 +89,9 @@ def eigenpairs(
     """The `k` algebraically largest eigenpairs (with `sign` −1 the smallest).
 
     The space grows until its outermost k Ritz pairs have a residual of at most `tolerance`, which
-    is then computed anew from products of their own. For k > 1 those are locked, and the next
-    round looks in their complement from a new start, so that eigenvalues of any multiplicity are
-    found, until a round shows nothing further out; a round that certifies nothing ends it all.
+    is then computed anew from products of their own. Those are locked, and the next round looks in
+    their complement from a new start, so that eigenvalues of any multiplicity are found, until a
+    round shows nothing further out; a round that certifies nothing ends it all.
 
     Args:
         space: a Krylov space of the operator, used as far as it has grown.
@@ -60,7 +109,7 @@ def eigenpairs(
             break
         certified = (found.residuals <= tolerance).any()
         locked = _joined(locked, found, tolerance if certified else np.inf)
-        if k == 1 or not certified or len(locked.values) == locked.vectors.shape[1]:
+        if not certified or len(locked.values) == locked.vectors.shape[1]:
             break
         key, start = jax.random.split(key)
         space = Krylov(space.operator, space.objective, start, locked.vectors)

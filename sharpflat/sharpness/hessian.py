@@ -10,7 +10,7 @@ import numpy as np
 
 from sharpflat import trees
 from sharpflat.curvature.krylov import Krylov, gauss_newton, hessian, shared_space
-from sharpflat.curvature.lanczos import eigenpairs
+from sharpflat.curvature.lanczos import eigenpairs, outermost_eigenvalue
 from sharpflat.objective import Objective
 from sharpflat.registry import Count, Positive, metric
 from sharpflat.sharpness.base import Estimate, needs_outputs, selects_parameters
@@ -39,23 +39,25 @@ def hessian_top_eigenvalues(
     """The k algebraically largest eigenvalues of H = ∇²L; the value is the largest, λmax.
 
     Lanczos (1950) with full reorthogonalisation on Hessian–vector products over all examples and
-    all parameters, grown until every pair satisfies ‖Hv − λv‖ / |λ| ≤ `tolerance`. Some eigenvalue
-    then lies within `tolerance` × |λ| of each λ; an eigenvalue of exactly zero cannot be certified
-    so, and ends unconverged unless its residual is exactly zero. Units: loss per squared parameter.
+    all parameters, grown until the relative error of λmax is certified: r = ‖Hv − λv‖, or r² / δ
+    with δ the gap to the other Ritz values, is at most `tolerance` × |λ|. For k > 1 the criterion
+    is r of every pair, from products of its own, and multiple eigenvalues are found as often as
+    they are there. An eigenvalue of exactly zero among others cannot be certified so, and ends
+    unconverged. Units: loss per squared parameter.
 
     Args:
         objective: where to measure.
         key: PRNG key of the start vectors.
         k: how many.
-        tolerance: of the relative residual.
+        tolerance: of the relative error (k = 1) or residual (k > 1).
         max_steps: Lanczos steps of a round, at most; memory is that many times the parameters'.
         parameters: pattern of the parameters' names, as `Dense_0/*`: H is their block, the others
             are held fixed.
 
     Returns:
-        `standard_error` is ‖Hv − λv‖ of the value, which bounds its distance to an eigenvalue.
-        `converged` if every residual holds. Details: `eigenvalues`, `residuals` `[k]`, `products`
-        (each costs about two gradients), `parameters` (their number).
+        `standard_error` is the bound of the value's distance to an eigenvalue, None where it does
+        not hold. `converged` if the criterion does. Details: `eigenvalues`, `residuals` r / |λ|
+        `[k]`, `products` (each costs about two gradients), `parameters` (their number).
 
     Raises:
         InputError: k above the number of parameters, a pattern that fits none.
@@ -80,20 +82,20 @@ def hessian_bottom_eigenvalue(
     objective: Objective,
     key: jax.Array,
     *,
-    tolerance: Positive = 1e-2,
+    tolerance: Positive = 1e-3,
     max_steps: Count = 200,
     parameters: str = "*",
 ) -> Estimate:
     """The algebraically smallest eigenvalue λmin of H = ∇²L: negative away from a minimum.
 
-    From the same Krylov space as `hessian_top_eigenvalues`, grown until ‖Hv − λv‖ / |λ| ≤
-    `tolerance`. Near a minimum of a network λmin is small beside λmax, its neighbours are dense,
+    From the same Krylov space as `hessian_top_eigenvalues`, grown until the same criterion holds
+    for λmin. Near a minimum of a network λmin is small beside λmax, its neighbours are dense,
     and it takes more steps. Units: loss per squared parameter.
 
     Args:
         objective: where to measure.
         key: PRNG key of the start vector.
-        tolerance: of the relative residual.
+        tolerance: of the relative error.
         max_steps: Lanczos steps at most.
         parameters: pattern of the parameters' names; the others are held fixed.
 
@@ -137,7 +139,7 @@ def ggn_top_eigenvalues(
         objective: where to measure.
         key: PRNG key of the start vectors.
         k: how many.
-        tolerance: of the relative residual.
+        tolerance: of the relative error (k = 1) or residual (k > 1).
         max_steps: Lanczos steps of a round, at most.
         parameters: pattern of the parameters' names; the others are held fixed.
 
@@ -166,13 +168,15 @@ def outermost(
     space: Krylov, key: jax.Array, k: int, tolerance: float, max_steps: int, sign: float = 1.0
 ) -> Estimate:
     """The estimate of the outermost eigenvalue of a space's operator, k of them in its details."""
-    pairs = eigenpairs(space, key, k, tolerance=tolerance, max_steps=max_steps, sign=sign)
-    converged = len(pairs.values) == k and bool((pairs.residuals <= tolerance).all())
-    details = {
-        "eigenvalues": pairs.values,
-        "residuals": pairs.residuals,
-        "products": np.int64(pairs.products),
-        "parameters": np.int64(trees.size(space.objective.params)),
-    }
-    bound = float(pairs.residuals[0] * abs(pairs.values[0])) if converged else None
-    return Estimate(float(pairs.values[0]), bound, converged, details)
+    parameters = np.int64(trees.size(space.objective.params))
+    if k == 1:
+        one = outermost_eigenvalue(space, tolerance=tolerance, max_steps=max_steps, sign=sign)
+        values, residuals, products = np.array([one.value]), np.array([one.residual]), one.products
+        error, converged = one.error, one.error <= tolerance
+    else:
+        pairs = eigenpairs(space, key, k, tolerance=tolerance, max_steps=max_steps, sign=sign)
+        values, residuals, products = pairs.values, pairs.residuals, pairs.products
+        error, converged = residuals[0], len(values) == k and max(residuals) <= tolerance
+    details = {"eigenvalues": values, "residuals": residuals, "products": np.int64(products)}
+    bound = float(error * abs(values[0])) if converged else None
+    return Estimate(float(values[0]), bound, bool(converged), {**details, "parameters": parameters})

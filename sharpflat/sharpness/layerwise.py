@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from sharpflat.curvature.krylov import Krylov, hessian
-from sharpflat.curvature.lanczos import eigenpairs
+from sharpflat.curvature.lanczos import outermost_eigenvalue
 from sharpflat.objective import Objective
 from sharpflat.registry import Count, NaturalNumber, Positive, metric
 from sharpflat.sharpness.base import Estimate, selects_parameters
@@ -28,7 +28,7 @@ def layerwise_hessian(
     *,
     probes: Count = 30,
     steps: NaturalNumber = 20,
-    tolerance: Positive = 1e-2,
+    tolerance: Positive = 1e-3,
     max_steps: Count = 100,
     parameters: str = "*",
 ) -> Estimate:
@@ -44,14 +44,14 @@ def layerwise_hessian(
         key: PRNG key.
         probes: v's of the traces.
         steps: dimension of Q for the traces.
-        tolerance: of the relative residual ‖Hv − λv‖ / |λ| of each block.
+        tolerance: of the relative error of each block's top eigenvalue.
         max_steps: Lanczos steps a block at most.
         parameters: pattern of the parameters' names: only their layers.
 
     Returns:
-        The value is the largest of the layers' top eigenvalues, `standard_error` its residual,
-        `converged` if every layer's residual holds. Details, a row a layer: `layers` (names),
-        `sizes`, `top_eigenvalues`, `residuals`, `traces`, `trace_standard_errors`.
+        The value is the largest of the layers' top eigenvalues, `standard_error` the bound of its
+        error, `converged` if every layer's bound holds. Details, a row a layer: `layers` (names),
+        `sizes`, `top_eigenvalues`, `errors` (relative bounds), `traces`, `trace_standard_errors`.
 
     Raises:
         InputError: a pattern that fits no parameter.
@@ -77,18 +77,18 @@ def layerwise_hessian(
     sizes = np.array([np.size(leaf) for leaf in jax.tree.leaves(part.params)]) @ belongs
     blocks = [[name for name in names if _layer(name) == layer] for layer in layers]
     rows = [_top(part.restrict(block), key, tolerance, max_steps) for block in blocks]
-    values, residuals = np.array(rows).T
+    values, errors = np.array(rows).T
     best = int(np.argmax(values))
-    error = float(residuals[best] * abs(values[best])) if residuals[best] <= tolerance else None
+    error = float(errors[best] * abs(values[best])) if errors[best] <= tolerance else None
     details = {
         "layers": np.array(layers),
         "sizes": sizes.astype(int),
         "top_eigenvalues": values,
-        "residuals": residuals,
+        "errors": errors,
         "traces": traces.mean(axis=0),
         "trace_standard_errors": spread / np.sqrt(len(traces)),
     }
-    return Estimate(float(values[best]), error, bool((residuals <= tolerance).all()), details)
+    return Estimate(float(values[best]), error, bool((errors <= tolerance).all()), details)
 
 
 def _layer(name: str) -> str:
@@ -97,7 +97,7 @@ def _layer(name: str) -> str:
 
 
 def _top(block: Objective, key: jax.Array, tolerance: float, steps: int) -> tuple[float, float]:
-    """A block's top eigenvalue and its residual."""
+    """A block's top eigenvalue and its relative error."""
     space = Krylov(hessian, block, key)
-    pairs = eigenpairs(space, key, 1, tolerance=tolerance, max_steps=steps)
-    return float(pairs.values[0]), float(pairs.residuals[0])
+    found = outermost_eigenvalue(space, tolerance=tolerance, max_steps=steps)
+    return found.value, found.error

@@ -39,7 +39,7 @@ def preconditioned_sharpness(
         opt_state: the optimizer's state at these parameters.
         b2: β₂ of Adam, for its bias correction; as the optimizer was given it.
         epsilon: ε, likewise.
-        tolerance: of the relative residual.
+        tolerance: of the relative error.
         max_steps: Lanczos steps at most.
         parameters: pattern of the parameters' names; the others are held fixed.
 

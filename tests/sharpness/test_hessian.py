@@ -34,11 +34,11 @@ def test_prescribed_spectrum_in_double_precision(name, k, x64):
     """Any multiplicity is found and nothing twice (classic mistake 4); 1e-6 relative."""
     spectrum = np.sort(SPECTRA[name])[::-1]
     estimate = sf.measure(
-        quadratic(rotated(spectrum)), "hessian_top_eigenvalues", k=k, tolerance=1e-5
+        quadratic(rotated(spectrum)), "hessian_top_eigenvalues", k=k, tolerance=1e-7
     )
     assert estimate.converged
     np.testing.assert_allclose(estimate.details["eigenvalues"], spectrum[:k], rtol=1e-6, atol=1e-9)
-    assert (estimate.details["residuals"] <= 1e-5).all()
+    assert k == 1 or (estimate.details["residuals"] <= 1e-7).all()
     assert estimate.value == estimate.details["eigenvalues"][0]
 
 
@@ -64,8 +64,19 @@ def test_relu_network_against_its_dense_hessian(x64):
     vector, unravel = ravel_pytree(params)
     dense = jax.hessian(lambda w: objective.loss(unravel(w)))(vector)
     expected = np.linalg.eigvalsh(dense)[::-1][:4]
-    estimate = sf.measure(objective, "hessian_top_eigenvalues", k=4, tolerance=1e-5)
+    estimate = sf.measure(objective, "hessian_top_eigenvalues", k=4, tolerance=1e-7)
     np.testing.assert_allclose(estimate.details["eigenvalues"], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_the_bound_holds_where_the_gap_is_small(seed, x64):
+    """The true error is within the certified one, though the residual alone would not say so."""
+    spectrum = [1.0, 0.97, 0.93, *np.linspace(-0.2, 0.9, 200)]
+    spec = {"hessian_top_eigenvalues": {"tolerance": 1e-3}}
+    estimate = sf.measure(quadratic(rotated(spectrum)), spec, seed=seed)
+    assert estimate.converged
+    assert abs(estimate.value - 1) <= estimate.standard_error <= 1e-3
+    assert estimate.details["residuals"][0] > 1e-3
 
 
 def test_too_few_steps_are_not_called_converged():
@@ -82,7 +93,7 @@ def test_too_few_steps_are_not_called_converged():
 def test_steps_grow_until_the_residual_holds():
     spectrum = 1 - np.arange(300) / 3e4
     estimate = sf.measure(
-        quadratic(rotated(spectrum)), "hessian_top_eigenvalues", tolerance=2e-5, max_steps=300
+        quadratic(rotated(spectrum)), "hessian_top_eigenvalues", tolerance=1e-6, max_steps=300
     )
     assert estimate.converged
     assert estimate.details["products"] > 17, "the space outgrows its first allotment"

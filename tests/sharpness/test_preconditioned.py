@@ -43,7 +43,7 @@ def test_against_the_dense_product(name, precision, tolerance):
         bowl = quadratic(matrix)
         state = state_of(sf.optimizers[name](), bowl.params)
         epsilon = 1e-7 if name == "adagrad" else 1e-8
-        spec = {"preconditioned_sharpness": {"tolerance": 1e-4, "epsilon": epsilon}}
+        spec = {"preconditioned_sharpness": {"tolerance": tolerance / 10, "epsilon": epsilon}}
         estimate = sf.measure(bowl, spec, opt_state=state)
     assert estimate.converged
     assert estimate.value == pytest.approx(expected, rel=tolerance)
@@ -61,7 +61,7 @@ def test_only_some_of_the_parameters(x64):
     objective = sf.Objective.from_function(loss, params, ONE)
     squares = np.array([4.0, 1.0, 0.25, 9.0])
     state = optax.ScaleByRssState({"a": jnp.asarray(squares[:1]), "b": jnp.asarray(squares[1:])})
-    spec = {"preconditioned_sharpness": {"parameters": "b", "tolerance": 1e-5}}
+    spec = {"preconditioned_sharpness": {"parameters": "b", "tolerance": 1e-7}}
     root = squares[1:] ** -0.25
     expected = np.linalg.eigvalsh(root[:, None] * matrix[1:, 1:] * root)[-1]
     estimate = sf.measure(objective, spec, opt_state=state)

@@ -154,7 +154,8 @@ def fisher_rao_norm(
         >>> sf.measure(line, "fisher_rao_norm").value  # 2² · (1² + 3²) / 2
         20.0
 
-    Source: Liang et al. (2019), definition 2 and theorem 3.1; section 5 names the two kinds.
+    Source: Liang et al. (2019), definition 2 and theorem 3.1; the two kinds are its equations (5.2)
+    and (5.3).
     """
     if kind == "empirical":
         slopes = np.asarray(slopes_along(objective, objective.params), np.float64)

@@ -44,8 +44,9 @@ def example_gradients(objective: Objective, key: jax.Array) -> ExampleGradients:
     mean = objective.value_and_grad(objective.params)[1]
     rows = objective.map_gradients(_squared_distance, objective.params, mean)
     deviations, mean_square = np.asarray(rows, np.float64), float(_square(mean))
-    slopes = np.asarray(slopes_along(objective, mean), np.float64) - mean_square
-    squares = np.maximum(deviations + 2 * slopes + mean_square, 0)
+    with np.errstate(invalid="ignore"):  # what overflows ends up not finite, and says so
+        slopes = np.asarray(slopes_along(objective, mean), np.float64) - mean_square
+        squares = np.maximum(deviations + 2 * slopes + mean_square, 0)
     rounding = 10 * float(jnp.finfo(rows.dtype).eps)
     resolved = bool(mean_square > rounding**2 * squares.mean())
     return ExampleGradients(mean, mean_square, squares, deviations, slopes, resolved)
@@ -103,8 +104,7 @@ def gradient_covariance_trace(objective: Objective, key: jax.Array) -> Estimate:
         >>> sf.measure(bowl, "gradient_covariance_trace").value
         1.0
 
-    Source: Bottou, Curtis and Nocedal (2018), section 4.1; tr Σ of McCandlish et al. (2018),
-    section 2.2.
+    Source: McCandlish et al. (2018), section 2.2.
     """
     found = objective.shared(example_gradients, key)
     value, n = float(found.deviations.mean()), len(found.deviations)
@@ -158,17 +158,16 @@ def gradient_noise_scale(objective: Objective, key: jax.Array) -> Estimate:
     """
     found = objective.shared(example_gradients, key)
     trace = float(found.deviations.mean())
-    details = {"covariance_trace": trace, "squared_gradient_norm": found.mean_square}
     value = _over(trace, found.mean_square)
-    return Estimate(
-        value, 0.0, bool(np.isfinite(value)) and found.resolved, {**details, **_population(found)}
-    )
+    details = {"covariance_trace": trace, "squared_gradient_norm": found.mean_square}
+    details |= _population(found)
+    return Estimate(value, 0.0, bool(np.isfinite(value)) and found.resolved, details)
 
 
 def _population(found: ExampleGradients) -> dict[str, float]:
     """S, |G|², their ratio and its interval; all NaN for fewer than three examples."""
     n, deviations = len(found.deviations), found.deviations
-    if n < 3:
+    if n < 3 or not np.isfinite(found.squares).all():
         names = ("", "_covariance_trace", "_squared_gradient_norm")
         return {**{f"population{name}": np.nan for name in names}, "low": np.nan, "high": np.nan}
     noise = deviations.sum() / (n - 1)
@@ -278,7 +277,7 @@ def noise_curvature_alignment(
     """
     found = objective.shared(example_gradients, key)
     total = found.deviations.sum()
-    if not total > 0:
+    if not 0 < total < np.inf:
         return Estimate(float("nan"), None, False, {"covariance_trace": total})
     weights = jnp.asarray(found.deviations / total)
     along_noise, of_probes = _curvatures(objective, key, found.mean, weights, draws)

@@ -70,8 +70,7 @@ def gradient_norm(objective: Objective, key: jax.Array) -> Estimate:
         >>> sf.measure(bowl, "gradient_norm").value
         5.0
 
-    Source: the measure of convergence of every gradient method; Zhao, Zhang and Hu (2022),
-    equation (3), penalise it as a measure of flatness.
+    Source: Zhao, Zhang and Hu (2022), who penalise it as a measure of flatness.
     """
     loss, norm, largest = (float(number) for number in _gradient(objective))
     return Estimate(norm, 0.0, bool(np.isfinite(norm)), {"largest": largest, "loss": loss})
@@ -112,8 +111,8 @@ def input_gradient_norm(objective: Objective, key: jax.Array) -> Estimate:
         >>> sf.measure(line, "input_gradient_norm").value
         5.0
 
-    Source: Drucker and LeCun (1992); Novak et al. (2018), section 3.1, take the Jacobian of the
-    outputs, of which this is the part that the loss sees.
+    Source: Drucker and LeCun (1992), who penalise its square; Novak et al. (2018) take the whole
+    Jacobian of the outputs, of which this is the part that the loss sees.
     """
     norms = np.asarray(_input_gradient_norms(objective), np.float64)
     details = {"largest": norms.max(), "root_mean_square": np.sqrt(np.mean(norms**2))}
@@ -177,19 +176,21 @@ def batch_sharpness(
     """
     found = _along_batch_gradients(objective, key, batch_size, draws)
     curvature, square, scale = (np.asarray(part, np.float64) for part in found)
-    moving = scale > 0
+    moving = scale != 0
     zero = int(draws - moving.sum())
     if zero == draws:
         return Estimate(float("nan"), None, False, {"zero_gradients": zero})
-    ratio = Estimate.from_ratio(curvature * scale**2, square * scale**2)
+    with np.errstate(invalid="ignore", over="ignore"):
+        estimate = Estimate.from_samples(curvature[moving] / square[moving])
+        ratio = Estimate.from_ratio(curvature * scale**2, square * scale**2)
     of_ratio = np.nan if ratio.standard_error is None else ratio.standard_error
     details = {
+        "samples": estimate.details["samples"],
         "zero_gradients": zero,
         "ratio_of_expectations": ratio.value,
         "ratio_of_expectations_standard_error": of_ratio,
     }
-    estimate = Estimate.from_samples(curvature[moving] / square[moving], **details)
-    return estimate._replace(converged=estimate.converged and zero == 0)
+    return estimate._replace(converged=estimate.converged and zero == 0, details=details)
 
 
 @functools.partial(jax.jit, static_argnames=("batch_size", "draws"))

@@ -125,8 +125,7 @@ def normalized_margin(
         >>> round(sf.measure(net, "normalized_margin", quantile=0.0).value, 4)
         3.0
 
-    Source: Bartlett et al. (2017), section 1; the 10 % quantile of Jiang et al. (2020), appendix
-    C.1.
+    Source: Bartlett et al. (2017), section 1; the 10 % quantile is that of Jiang et al. (2020).
     """
     margins = np.asarray(_margins(objective), np.float64)
     margin = float(np.quantile(margins, quantile))

@@ -125,8 +125,8 @@ def test_populations_interval_covers_over_draws_of_the_data(n, at, x64):
 
 @pytest.mark.parametrize("metric", ["gradient_noise_scale", "gradient_diversity"])
 def test_a_mean_gradient_of_rounding_is_not_called_a_signal(metric):
-    centers = np.concatenate([CENTERS, -CENTERS])
-    estimate = sf.measure(bowl(MATRIX, centers, 1e-9), metric)
+    estimate = sf.measure(bowl(MATRIX, CENTERS - CENTERS.mean(axis=0)), metric)
+    assert 1e6 < estimate.value < np.inf
     assert not estimate.converged
     still = sf.measure(bowl(np.eye(1), [[1.0], [-1.0]]), metric)
     assert (still.value, still.converged) == (np.inf, False)
@@ -279,3 +279,9 @@ def test_where_an_example_has_no_gradient_of_its_own_it_is_refused(spec):
 def test_noise_of_a_bare_array_of_parameters(tolerance):
     estimates = sf.measure(slopes([[1.0, 0.0], [3.0, 0.0]]), SHARING[:3])
     np.testing.assert_allclose([e.value for e in estimates], [1.0, 10 / 16, 1 / 4], rtol=tolerance)
+
+
+def test_gradients_whose_squares_overflow_are_not_called_converged():
+    for estimate in sf.measure(bowl(1e25 * MATRIX, CENTERS, AT), SHARING):
+        assert not np.isfinite(estimate.value)
+        assert not estimate.converged

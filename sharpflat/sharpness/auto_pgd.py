@@ -95,18 +95,14 @@ def ascend(ball: Ball, key: jax.Array, steps: int) -> tuple[Point, jax.Array, ja
         gradient=ball.filled(start.gradient, ball.filled(other.gradient, noise))
     )
     two, count = jnp.full((), 2, start.loss.dtype), jnp.zeros((), int)
-    state = _State(
-        directed, start.z, start, two, count, two, start.loss, jnp.isfinite(start.loss)
-    )
+    state = _State(directed, start.z, start, two, count, two, start.loss, jnp.isfinite(start.loss))
     first = jnp.arange(steps) == 0
     body = functools.partial(_step, ball)
     state, _ = jax.lax.scan(body, state, (first, jnp.asarray(_periods(steps))))
     return state.best, start.loss, state.finite
 
 
-def _step(
-    ball: Ball, state: _State, about: tuple[jax.Array, jax.Array]
-) -> tuple[_State, None]:
+def _step(ball: Ball, state: _State, about: tuple[jax.Array, jax.Array]) -> tuple[_State, None]:
     """One step. `about` it: whether it is the first, which has no momentum, and the number of
     steps since the last checkpoint if this one ends at another, else 0.
     """

@@ -70,8 +70,8 @@ def average_case_sharpness(
 
     Returns:
         `standard_error` is that of the mean over draws at these subsets: √(Σ_B s_B² / draws) / k;
-        None for one draw. `converged` if every draw was finite. Details: `rises` `[k, draws]`
-        and `losses` = L_B(w).
+        None for one draw or where a draw is not finite. `converged` if every draw was. Details:
+        `rises` `[k, draws]` and `losses` = L_B(w).
 
     Raises:
         InputError: `normalize_logits` without a network; under batch norm by the chunk's
@@ -94,10 +94,10 @@ def average_case_sharpness(
     found = _rises(part, keys, rows, rho, noise, adaptive, antithetic)
     rises, losses = (np.asarray(column, np.float64) for column in found)
     details = {"rises": rises, "losses": losses}
-    error = None
-    if draws > 1:
+    error, finite = None, bool(np.isfinite(rises).all())
+    if draws > 1 and finite:
         error = float(np.sqrt(rises.var(axis=1, ddof=1).sum() / draws) / len(rises))
-    return Estimate(float(rises.mean()), error, bool(np.isfinite(rises).all()), details)
+    return Estimate(float(rises.mean()), error, finite, details)
 
 
 @functools.partial(jax.jit, static_argnames=("noise", "adaptive", "antithetic"))

@@ -16,7 +16,15 @@ from sharpflat import trees
 from sharpflat.objective import Objective
 from sharpflat.registry import Count, InputError, NaturalNumber, Positive, metric
 from sharpflat.sharpness.base import Estimate
-from sharpflat.sharpness.langevin import POWER_STEPS, Posterior, chain, drifts, largest_curvature
+from sharpflat.sharpness.langevin import (
+    POWER_STEPS,
+    Posterior,
+    chain,
+    drifts,
+    largest_curvature,
+    recorded,
+    too_wide,
+)
 from sharpflat.sharpness.subsets import whole_chunks
 
 MIXED = 1.1
@@ -54,10 +62,11 @@ def local_learning_coefficient(
     chains start at w*: w ← w − (ε/2) [n β ∇L_B(w) + γ (w − w*)] + √ε ξ. Differs from the source in
     that ξ is the mean of two successive Gaussians, which takes away the step's bias on Gaussians,
     1 / (1 − ε (n β h_i + γ) / 4) a term; and in that each batch's loss at w* is taken off, which
-    leaves the mean. The batches' noise is not corrected for: it adds about ε n β S / (8 h) of a
-    term, S the variance of a batch's gradient there. The source leaves γ and ε to the user. γ
-    bounds the part of the basin that counts, so that values compare at equal γ only; its default
-    lets chains of this length settle where n β λmax is below about 60 γ.
+    leaves the mean. The batches' noise is not corrected for: it widens p by about
+    1 + ε (n β)² S / 4 along a direction in which a batch's gradient has variance S. The source
+    leaves γ and ε to the user. γ bounds the part of the basin that counts, so that values compare
+    at equal γ only; its default lets chains of this length settle where n β λmax is below about
+    60 γ.
 
     Args:
         objective: L, at its parameters w*, which should be a minimum.
@@ -67,18 +76,20 @@ def local_learning_coefficient(
         burn_in: steps before them, whose losses do not.
         batch_size: examples a step, without replacement; all of them if there are fewer.
         step_size: ε; None for 1 / (n β h + γ), a quarter of what is stable, with h the largest
-            curvature that ten Hessian–vector products on one batch find at w*.
+            curvature that ten Hessian–vector products on one batch find at w*. At a degenerate
+            minimum, far less curved than its surroundings, that is too long: say ε there.
         localization: γ.
 
     Returns:
         `standard_error` is that of the mean over chains; None for one. `converged` unless a chain
         failed (its loss is not finite, its mean is negative, as around no minimum, or above the
         number of parameters, twice what theory allows) or the chains, taken together, still drift
-        (their second halves differ from the first at 99 % confidence and by 1 %) or have come
-        apart (split R̂ above 1.1), or there is only one. Where a loss is not finite the value is
-        NaN. Details: `chains` = λ̂ of each, `failed` a chain, `trace` = n β (L_B(w_t) − L_B(w*))
-        `[chains, burn_in + steps]`, `r_hat`, `step_size`, `curvature` = h (0 if not needed),
-        `n_beta`, `examples` = n.
+        (their second halves differ from the first at 99 % confidence and by 1 %), have come apart
+        (split R̂ above 1.1) or are wider than p (their virial, the mean of (w − w*) · ∇(−log p) per
+        parameter, is above 1 at 99 % confidence and by 10 %), or there is only one. Where a loss is
+        not finite the value is NaN. Details: `chains` = λ̂ of each, `failed` a chain, `trace` =
+        n β (L_B(w_t) − L_B(w*)) `[chains, burn_in + steps]`, `virials` a chain, `r_hat`,
+        `step_size`, `curvature` = h (0 if not needed), `n_beta`, `examples` = n.
 
     Raises:
         InputError: fewer than two examples; under batch norm by the chunk's statistics, a chunk
@@ -97,21 +108,23 @@ def local_learning_coefficient(
     """
     n = objective.data.size
     n_beta = n / math.log(n)
-    found, step_size, curvature = _chains(
+    (found, virials), step_size, curvature = _chains(
         objective, jax.random.split(key, chains + 1), n_beta, localization, step_size,
         burn_in + steps, batch_size,
     )  # fmt: skip
-    trace = n_beta * np.asarray(found, np.float64)
+    trace, virials = n_beta * recorded(found), recorded(virials, burn_in)
     kept = trace[:, burn_in:]
     means = kept.mean(axis=1)
     failed = ~((means >= 0) & (means <= trees.size(objective.params)))
     r_hat = split_r_hat(kept)
-    settled = not drifts(kept) and r_hat <= MIXED
-    error = float(means.std(ddof=1) / math.sqrt(chains)) if chains > 1 else None
+    settled = not drifts(kept) and r_hat <= MIXED and not too_wide(virials)
+    finite = bool(np.isfinite(means).all())
+    error = float(means.std(ddof=1) / math.sqrt(chains)) if chains > 1 and finite else None
     details = {
         "chains": means,
         "failed": failed,
         "trace": trace,
+        "virials": virials.mean(axis=1),
         "r_hat": np.float64(r_hat),
         "step_size": np.asarray(step_size),
         "curvature": np.asarray(curvature),
@@ -148,15 +161,15 @@ def _chains(
     step_size: float | None,
     steps: int,
     batch_size: int,
-) -> tuple[jax.Array, ArrayLike, jax.Array]:
-    """Each chain's L_B(w_t) − L_B(w*), ε and h."""
+) -> tuple[tuple[jax.Array, jax.Array], ArrayLike, jax.Array]:
+    """Each chain's L_B(w_t) − L_B(w*) and virials, ε and h."""
     curvature = jnp.zeros(())
     if step_size is None:
         curvature = largest_curvature(objective, keys[0], batch_size)
     step = OF_STABLE / (n_beta * curvature + localization) if step_size is None else step_size
     posterior = Posterior(n_beta, localization)
 
-    def one(key: jax.Array) -> jax.Array:
+    def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         return chain(objective, key, posterior, step, objective.params, steps, batch_size)
 
     return jax.lax.map(one, keys[1:]), step, curvature

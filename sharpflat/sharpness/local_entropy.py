@@ -15,7 +15,15 @@ from sharpflat import trees
 from sharpflat.objective import Objective
 from sharpflat.registry import Count, NaturalNumber, Positive, metric
 from sharpflat.sharpness.base import Estimate
-from sharpflat.sharpness.langevin import POWER_STEPS, Posterior, chain, drifts, largest_curvature
+from sharpflat.sharpness.langevin import (
+    POWER_STEPS,
+    Posterior,
+    chain,
+    drifts,
+    largest_curvature,
+    recorded,
+    too_wide,
+)
 from sharpflat.sharpness.subsets import whole_chunks
 
 OF_STABLE = 2.0
@@ -73,16 +81,17 @@ def local_entropy(
         batch_size: examples a step, without replacement; all of them if there are fewer.
 
     Returns:
-        `standard_error` is that of the mean over chains, each summed over β; None for one.
-        `converged` if all is finite, `burn_in` is at least 2 (1 + t h σ²), h the largest curvature
-        that ten Hessian–vector products on one batch find at w, the chains do not drift (their
-        second halves differ from the first at 99 % confidence and by 1 %), and the quadrature
-        holds: its seven-point
-        value and the three-point one within it differ by 10 % of F − t L(w) at most, beyond their
-        errors. That holds up to t h σ² of about 25, where the seven-point value is 0.1 % off.
-        Never with one chain. Details: `rise` = F − t L(w), `loss` = L(w), `chains` = F − t L(w) of
-        each, `energies` = E_β[t L] − t L(w) for each β, `nodes` = β, `quadrature_gap`, `curvature`
-        = h, which also sets the step.
+        `standard_error` is that of the mean over chains, each summed over β; None for one, or where
+        a loss is not finite.
+        `converged` if all is finite; `burn_in` is at least 2 (1 + t h σ²), h the largest curvature
+        that ten Hessian–vector products on one batch find at w; the chains do not drift (their
+        second halves differ from the first at 99 % confidence and by 1 %) and are no wider than
+        p_β (as for `local_learning_coefficient`); and the quadrature
+        holds: its seven-point value and the three-point one within it differ by 10 % of F − t L(w)
+        at most, beyond their errors. On a quadratic that holds up to t h σ² of about 25, where the
+        seven-point value is 0.1 % off. Never with one chain. Details: `rise` = F − t L(w), `loss`
+        = L(w), `chains` = F − t L(w) of each, `energies` = E_β[t L] − t L(w) for each β, `nodes` =
+        β, `quadrature_gap`, `curvature` = h, which also sets the step.
 
     Raises:
         InputError: under batch norm by the chunk's statistics, a chunk that does not divide
@@ -100,10 +109,10 @@ def local_entropy(
     Source: Chaudhari et al. (2017), equation (4) and section 4; Kirkwood (1935) for the integral.
     """
     t = inverse_temperature
-    found, loss, curvature = _energies(
+    (found, virials), loss, curvature = _energies(
         objective, key, sigma, t, chains, burn_in + steps, batch_size
     )
-    energies = t * np.asarray(found, np.float64)[:, :, burn_in:]
+    energies = t * recorded(found, burn_in)
     trace = np.einsum("q,cqs->cs", KRONROD, energies)
     rises = trace.mean(axis=1)
     estimate = Estimate.from_samples(rises)
@@ -121,8 +130,9 @@ def local_entropy(
     }
     value = t * float(loss) + estimate.value
     forgotten = burn_in >= FORGET * (1 + t * float(curvature) * sigma**2)
-    converged = estimate.converged and forgotten and not drifts(trace) and bool(close)
-    return Estimate(value, estimate.standard_error, converged, details)
+    settled = not drifts(trace) and not too_wide(recorded(virials, burn_in).mean(axis=1))
+    error = estimate.standard_error if estimate.converged else None
+    return Estimate(value, error, settled and forgotten and bool(close), details)
 
 
 @functools.partial(jax.jit, static_argnames=("chains", "steps", "batch_size"))
@@ -134,13 +144,13 @@ def _energies(
     chains: int,
     steps: int,
     batch_size: int,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """L_B(w_t) − L_B(w) `[chains, nodes, steps]`, L(w) and the curvature h."""
+) -> tuple[tuple[jax.Array, ...], jax.Array, jax.Array]:
+    """L_B(w_t) − L_B(w) and virials `[chains, nodes, steps]`, L(w) and the curvature h."""
     of_curvature, of_chains = jax.random.split(key)
     curvature = largest_curvature(objective, of_curvature, batch_size)
     pull = 1 / sigma**2
 
-    def one(parts: tuple[jax.Array, jax.Array]) -> jax.Array:
+    def one(parts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
         key, beta = parts
         of_start, of_chain = jax.random.split(key)
         strength = beta * inverse_temperature
@@ -152,5 +162,6 @@ def _energies(
 
     keys = jax.random.split(of_chains, chains * len(NODES))
     betas = jnp.tile(jnp.asarray(NODES, curvature.dtype), chains)
-    found = jax.lax.map(one, (keys, betas)).reshape(chains, len(NODES), steps)
+    flat = jax.lax.map(one, (keys, betas))
+    found = tuple(part.reshape(chains, len(NODES), steps) for part in flat)
     return found, objective.loss(objective.params), curvature

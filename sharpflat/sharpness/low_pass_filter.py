@@ -28,8 +28,9 @@ def low_pass_filter(
         draws: of δ, independent.
 
     Returns:
-        `standard_error` is that of the mean over draws; None for one draw. `converged` if every
-        draw was finite. Details: `samples` = L(w + δ), `loss` = L(w), `rise` = value − L(w).
+        `standard_error` is that of the mean over draws; None for one draw or where a draw is not
+        finite. `converged` if every draw was. Details: `samples` = L(w + δ), `loss` = L(w),
+        `rise` = value − L(w).
 
     Raises:
         InputError: never for itself.
@@ -45,9 +46,10 @@ def low_pass_filter(
     """
     losses = map_draws(_smoothed, objective, key, draws, sigma)
     here = float(objective.loss(objective.params))
-    estimate = Estimate.from_samples(losses, loss=np.float64(here))
+    with np.errstate(invalid="ignore"):  # the spread of draws that are not finite
+        estimate = Estimate.from_samples(losses, loss=np.float64(here))
     estimate.details["rise"] = np.float64(estimate.value - here)
-    return estimate
+    return estimate if estimate.converged else estimate._replace(standard_error=None)
 
 
 def _smoothed(objective: Objective, key: jax.Array, sigma: jax.Array) -> jax.Array:

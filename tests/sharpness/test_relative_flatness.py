@@ -43,7 +43,9 @@ def test_scalar_curvature_is_exact(precision, tolerance):
             lambda w, batch: 1.5 * jnp.sum(w["kernel"] ** 2), {"kernel": kernel}, ONE
         )
         estimate = sf.measure(bowl, "relative_flatness")
-    assert estimate.value == pytest.approx(3 * float(np.sum(np.asarray(kernel) ** 2)) * 6, rel=tolerance)
+    assert estimate.value == pytest.approx(
+        3 * float(np.sum(np.asarray(kernel) ** 2)) * 6, rel=tolerance
+    )
 
 
 def test_rescaling_layers_leaves_it_alone_and_moves_the_trace(network):

@@ -1,4 +1,4 @@
-"""The largest rise in a ball against closed forms, brute force, and the mistakes it must not make."""
+"""The largest rise in a ball against closed forms and brute force, and mistakes not to make."""
 
 import dataclasses
 
@@ -233,3 +233,53 @@ def test_subsets_of_batch_statistics_hold_whole_chunks():
 def test_bad_arguments_are_named(arguments, message):
     with pytest.raises(sf.InputError, match=message):
         worst(quadratic(np.diag(H)), **arguments)
+
+
+def auto_pgd(loss, slope, radius, norm, steps):
+    """The largest loss that algorithm 1 of Croce & Hein (2020) sees, in NumPy."""
+
+    def project(z):
+        return np.clip(z, -1, 1) if norm == "linf" else z / max(1, np.linalg.norm(z))
+
+    def along(z):
+        gradient = radius * slope(radius * z)
+        return np.sign(gradient) if norm == "linf" else gradient / np.linalg.norm(gradient)
+
+    def value(z):
+        return loss(radius * z)
+
+    ends, step, rises, since = {s for s, p in enumerate(_periods(steps)) if p}, 2.0, 0, 0
+    before = here = best = np.zeros_like(radius)
+    marked = (step, value(best))
+    for k in range(steps):
+        ahead = project(here + step * along(here))
+        mixed = here + 0.75 * (ahead - here) + 0.25 * (here - before)
+        there = project(mixed) if k else ahead
+        rises += value(there) > value(here)
+        before, here, best = here, there, max(best, there, key=value)
+        if k in ends:
+            halve = rises < 0.75 * (k + 1 - since) or marked == (step, value(best))
+            marked, rises, since = (step, value(best)), 0, k + 1
+            if halve:
+                step, before, here = step / 2, best, best
+    return value(best)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("steps", [3, 6, 10, 20])
+def test_steps_are_those_of_auto_pgd(norm, steps, x64):
+    """A curved loss with a slope and a maximum inside, so that momentum and halving both matter."""
+    matrix = np.diag([-9.0, -4.0, 2.0, -0.25])
+    slope = np.array([1.0, -0.5, 0.3, 0.2])
+    objective = sf.Objective.from_function(
+        lambda w, batch: slope @ (w - WEIGHTS) + 0.5 * (w - WEIGHTS) @ matrix @ (w - WEIGHTS),
+        jnp.asarray(WEIGHTS),
+        ONE,
+    )
+    expected = auto_pgd(
+        lambda d: slope @ d + 0.5 * d @ matrix @ d,
+        lambda d: slope + matrix @ d,
+        0.3 * np.abs(WEIGHTS), norm, steps,
+    )  # fmt: skip
+    estimate = worst(objective, norm=norm, rho=0.3, steps=steps)
+    assert estimate.value == pytest.approx(expected, rel=1e-9)

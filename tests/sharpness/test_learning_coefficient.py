@@ -1,0 +1,196 @@
+"""The local learning coefficient: quadratics, reduced-rank regression, and chains that fail."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from cases.langevin import EXAMPLES, N_BETA, SPECTRUM, bowl, coefficient
+from helpers import quadratic
+
+import sharpflat as sf
+from sharpflat.sharpness.learning_coefficient import split_r_hat
+
+LONG = {"chains": 32, "steps": 400, "burn_in": 100, "localization": 20.0}
+
+
+def learn(objective, seed=0, **arguments):
+    return sf.measure(objective, {"local_learning_coefficient": arguments}, seed=seed)
+
+
+def test_quadratic_within_its_error(x64):
+    estimate = learn(bowl(), **LONG)
+    assert abs(estimate.value - coefficient(20.0)) < 4 * estimate.standard_error
+    assert estimate.standard_error < 0.02 * coefficient(20.0)
+    assert estimate.converged
+    details = estimate.details
+    assert (details["n_beta"], details["examples"]) == (pytest.approx(N_BETA), EXAMPLES)
+    assert details["curvature"] == pytest.approx(SPECTRUM.max(), rel=1e-2)
+    assert details["step_size"] == pytest.approx(1 / (N_BETA * details["curvature"] + 20))
+    assert details["trace"].shape == (32, 500)
+    assert estimate.value == pytest.approx(details["trace"][:, 100:].mean())
+    assert estimate.standard_error == pytest.approx(details["chains"].std(ddof=1) / math.sqrt(32))
+
+
+def test_many_parameters_average_themselves():
+    """A thousand directions at n β h = γ: a quarter each, in single precision."""
+    objective = sf.Objective.from_function(
+        lambda w, batch: 0.5 * jnp.sum(w**2),
+        jnp.zeros(1000),
+        (jnp.ones((EXAMPLES, 1)), jnp.ones(EXAMPLES)),
+    )
+    estimate = learn(objective, localization=N_BETA, chains=8)
+    assert abs(estimate.value - 250) < 4 * estimate.standard_error
+    assert estimate.standard_error < 2.5
+    assert estimate.converged
+
+
+def test_the_number_of_examples_counts_and_not_the_batch(x64):
+    """A known library multiplies by the batch's size over its logarithm by default."""
+    small = learn(bowl(), batch_size=5, **LONG)
+    assert abs(small.value - coefficient(20.0)) < 4 * small.standard_error
+    assert small.details["n_beta"] == pytest.approx(N_BETA)
+
+
+def reduced_rank(c, pull):
+    """E[½ c ‖AB‖²] over p ∝ exp(−½ c ‖AB‖² − ½ γ (‖A‖² + ‖B‖²)), A and B 2 × 2.
+
+    B is Gaussian given A; what remains is an integral over A's two singular values, whose
+    density has the factor |s₁² − s₂²|.
+    """
+    s = np.exp(np.linspace(math.log(1e-9), math.log(12 / math.sqrt(pull)), 2000))
+    a, b = np.meshgrid(s, s)
+    widths = (c * a**2 + pull) * (c * b**2 + pull)
+    weights = np.abs(a**2 - b**2) * np.exp(-pull * (a**2 + b**2) / 2) / widths * a * b
+    rises = c * a**2 / (c * a**2 + pull) + c * b**2 / (c * b**2 + pull)
+    return np.sum(weights * rises) / np.sum(weights)
+
+
+def test_reduced_rank_regression_at_the_degenerate_point(x64):
+    """Two layers of two units at zero: λ = (8 + 8 + 8 − 4 − 4 − 4) / 8 = 3/2 and not p/2 = 4.
+
+    The published value is the limit of many examples; at these the exact one is an integral.
+    """
+    assert reduced_rank(1e10, 1.0) == pytest.approx(1.5, rel=2e-3)
+    n = 1000
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(n, 2))
+    inputs = inputs @ np.linalg.inv(np.linalg.cholesky(inputs.T @ inputs / n)).T
+    objective = sf.Objective.from_function(
+        lambda p, batch: 0.5 * jnp.mean(jnp.sum((batch.inputs @ p["a"] @ p["b"]) ** 2, axis=1)),
+        {"a": jnp.zeros((2, 2)), "b": jnp.zeros((2, 2))},
+        (jnp.asarray(inputs), jnp.zeros((n, 2))),
+    )
+    estimate = learn(
+        objective, chains=16, steps=4000, burn_in=1000, batch_size=n, localization=3.0,
+        step_size=4e-3,
+    )  # fmt: skip
+    exact = reduced_rank(n / math.log(n), 3.0)
+    assert estimate.converged
+    assert abs(estimate.value - exact) < 4 * estimate.standard_error
+    assert estimate.standard_error < 0.03 * exact
+
+
+def test_linear_regression_on_mini_batches(x64):
+    """Interpolated data leave no gradient noise at w*, and the batches' H varies by itself."""
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(200, 5)) * np.array([1.0, 1.0, 2.0, 0.5, 0.1])[None]
+    objective = sf.Objective.from_function(
+        lambda w, batch: 0.5 * jnp.mean((batch.inputs @ w - batch.labels) ** 2),
+        jnp.ones(5),
+        (jnp.asarray(inputs), jnp.asarray(inputs.sum(axis=1))),
+    )
+    pulls = 200 / math.log(200) * np.linalg.eigvalsh(inputs.T @ inputs / 200)
+    exact = 0.5 * np.sum(pulls / (pulls + 10))
+    estimate = learn(objective, **{**LONG, "localization": 10.0, "batch_size": 50, "chains": 32})
+    assert abs(estimate.value - exact) < 4 * estimate.standard_error + 0.02 * exact
+    assert estimate.converged
+
+
+def test_steps_that_are_too_long_are_not_certified():
+    estimate = learn(bowl(), **{**LONG, "step_size": 5 / (N_BETA * SPECTRUM.max() + 20)})
+    assert not estimate.converged
+    assert estimate.details["failed"].all()
+
+
+def test_a_chain_that_leaves_is_told():
+    """Beyond a ridge the loss is not finite: the value is NaN, the chains that left are named."""
+    objective = sf.Objective.from_function(
+        lambda w, batch: jnp.where(w > 0.06, jnp.nan, 0.0 * w),
+        jnp.array(0.0),
+        (jnp.ones((EXAMPLES, 1)), jnp.ones(EXAMPLES)),
+    )
+    estimate = learn(objective, steps=40, burn_in=0, chains=8, step_size=1e-4, localization=20.0)
+    assert 0 < estimate.details["failed"].sum() < 8
+    assert np.isnan(estimate.value)
+    assert estimate.standard_error is None
+    assert not estimate.converged
+
+
+def test_no_minimum_is_not_certified(x64):
+    """At a maximum the mean loss around is lower: λ̂ is negative."""
+    hill = sf.Objective.from_function(
+        lambda w, batch: -0.5 * jnp.sum(w**2),
+        jnp.zeros(5),
+        (jnp.ones((EXAMPLES, 1)), jnp.ones(EXAMPLES)),
+    )
+    estimate = learn(hill, localization=100.0, chains=8)
+    assert estimate.value < 0
+    assert estimate.details["failed"].all()
+    assert not estimate.converged
+
+
+def test_chains_that_still_climb_are_not_certified(x64):
+    """Steps far too small to fill the basin in time: the value is too low, and that is told."""
+    estimate = learn(bowl(), **{**LONG, "burn_in": 0, "step_size": 1e-5})
+    assert estimate.value < 0.7 * coefficient(20.0)
+    assert not estimate.converged
+
+
+def test_chains_that_came_apart_are_not_certified(x64):
+    """Two basins, one of them deeper, and chains that seldom change over."""
+    double = sf.Objective.from_function(
+        lambda w, batch: 5.0 * (w**2 - 1) ** 2 - 2.0 * jax.nn.sigmoid(20 * (w - 0.5)),
+        jnp.array(0.0),
+        (jnp.ones((EXAMPLES, 1)), jnp.ones(EXAMPLES)),
+    )
+    estimate = learn(double, localization=1e-3, chains=16, step_size=1e-3, steps=400)
+    assert estimate.details["r_hat"] > 1.1
+    assert not estimate.converged
+
+
+def test_one_chain_has_no_error_and_no_certificate():
+    estimate = learn(bowl(), **{**LONG, "chains": 1})
+    assert estimate.standard_error is None
+    assert not estimate.converged
+
+
+def test_split_r_hat():
+    noise = np.random.default_rng(0).normal(size=(4, 500))
+    assert split_r_hat(noise) == pytest.approx(1, abs=0.01)
+    assert split_r_hat(noise + np.arange(4)[:, None]) > 1.3
+    assert split_r_hat(noise + np.linspace(0, 4, 500)[None]) > 1.3
+    assert split_r_hat(np.ones((4, 10))) == 1
+    assert split_r_hat(np.arange(4)[:, None] * np.ones((4, 10))) == math.inf
+    assert math.isnan(split_r_hat(noise[:, :3]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"chains": 0}, "local_learning_coefficient.chains"),
+        ({"burn_in": -1}, "local_learning_coefficient.burn_in"),
+        ({"step_size": 0.0}, "local_learning_coefficient.step_size"),
+        ({"localization": 0.0}, "local_learning_coefficient.localization"),
+        ({"gamma": 1.0}, "unknown key 'gamma'"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message):
+    with pytest.raises(sf.InputError, match=message):
+        learn(bowl(), **arguments)
+
+
+def test_one_example_is_refused():
+    with pytest.raises(sf.InputError, match="local_learning_coefficient: data: β = 1 / log n"):
+        learn(quadratic(np.eye(2)))

@@ -11,7 +11,16 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from sharpflat.audit import tables
-from sharpflat.audit.measuring import Spec, chosen, estimates, failure, label, shown
+from sharpflat.audit.measuring import (
+    UNCERTIFIED,
+    Spec,
+    chosen,
+    estimates,
+    failure,
+    label,
+    mark,
+    shown,
+)
 from sharpflat.audit.reparametrisations import (
     Change,
     batch_norm_scale,
@@ -91,21 +100,33 @@ class InvarianceTable:
     @property
     def fooled(self) -> dict[str, InvarianceRow]:
         """By metric, of the changes that keep the function the one that fools it most."""
-        keep = {change.name for change in self.changes if change.preserves}
-        found = [row for row in self.rows if row.verdict == "fooled" and row.change in keep]
+        found = [row for row in self._kept() if row.verdict == "fooled"]
         return {_label(row): row for row in sorted(found, key=lambda row: _far(row.factor))}
+
+    @property
+    def invariant(self) -> list[str]:
+        """The metrics that every change that keeps the function leaves alone."""
+        others = {_label(row) for row in self._kept() if row.verdict != "invariant"}
+        return [name for name in dict.fromkeys(map(_label, self.rows)) if name not in others]
+
+    def _kept(self) -> list[InvarianceRow]:
+        keep = {change.name for change in self.changes if change.preserves}
+        return [row for row in self.rows if row.change in keep]
 
     def _cells(self) -> list[list[str]]:
         cells = [["metric", "value", *(change.name for change in self.changes)]]
         for start in range(0, len(self.rows), len(self.changes)):
             group = self.rows[start : start + len(self.changes)]
-            said = [f"×{row.factor:.4g} {row.verdict}" for row in group]
+            said = [f"×{row.factor:.4g} {row.verdict}{mark(row.after)}" for row in group]
             cells.append([_label(group[0]), shown(group[0].before), *said])
         return cells
 
     def _notes(self) -> list[str]:
         worst = [f"{name} (×{row.factor:.4g}, {row.change})" for name, row in self.fooled.items()]
-        notes = [f"a change that keeps the function fools: {', '.join(sorted(worst)) or 'none'}"]
+        notes = [
+            f"a change that keeps the function fools: {', '.join(sorted(worst)) or 'none'}",
+            f"none of them moves: {', '.join(self.invariant) or 'none'}",
+        ]
         for change in self.changes:
             factor = "" if change.name == "permuted_units" else f", α = {self.alpha:g}"
             moved = f"outputs moved by {change.deviation:.1g} of their norm"
@@ -113,12 +134,14 @@ class InvarianceTable:
         notes += [f"not made: {reason}" for reason in self.not_made]
         notes += [
             f"invariant: equal within {TOLERANCE:.0%} and three combined standard errors; fooled: "
-            f"not, and by a factor of two or more where its own certificate did not hold (?) or "
-            f"its standard error is not known; undecided: neither can be said"
+            f"not; undecided: the errors are too large to tell, or certificates ({UNCERTIFIED}: "
+            f"one did not hold) or errors (± ?) are lacking and it is less than a factor of two"
         ]
         notes += [f"skipped: {name}: {reason}" for name, reason in self.skipped.items()]
-        failed = {_label(row): failure(row.before) or failure(row.after) for row in self.rows}
-        return notes + [f"failed: {name}: {reason}" for name, reason in failed.items() if reason]
+        failed = [(row, failure(row.before) or failure(row.after)) for row in self.rows]
+        return notes + [
+            f"failed: {_label(row)}, {row.change}: {reason}" for row, reason in failed if reason
+        ]
 
 
 def invariance_table(

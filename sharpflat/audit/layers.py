@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -30,20 +31,18 @@ def kernels(objective: Objective) -> dict[str, jax.Array]:
         InputError: an objective without a network, or one whose parameters are not named as
             Flax's are.
     """
-    arrays = _arrays(objective.params)
-    found = {
-        name: arrays[f"{name}/kernel"] for name in _modules(objective) if _is_layer(name, arrays)
-    }
-    if not found:
-        raise InputError(f"params: none is a kernel, as 'Dense_0/kernel'; there are {[*arrays]}")
-    return found
+    return _kernels(_modules(objective), _arrays(objective.params))
 
 
 def pairs(objective: Objective) -> list[Pair]:
-    """Neighbouring layers whose shapes fit."""
-    layers, arrays, modules = kernels(objective), _arrays(objective.params), _modules(objective)
-    found = []
-    for first, second in zip(layers, list(layers)[1:], strict=False):
+    """Neighbouring layers whose shapes fit.
+
+    Raises:
+        InputError: as `kernels`.
+    """
+    modules, arrays = _modules(objective), _arrays(objective.params)
+    layers, found = _kernels(modules, arrays), []
+    for first, second in itertools.pairwise(layers):
         units = layers[first].shape[-1]
         between = modules[modules.index(first) + 1 : modules.index(second)]
         norms = [name for name in between if f"{name}/scale" in arrays]
@@ -89,8 +88,12 @@ def _modules(objective: Objective) -> list[str]:
     )
 
 
-def _is_layer(module: str, arrays: Mapping[str, jax.Array]) -> bool:
-    return f"{module}/kernel" in arrays and arrays[f"{module}/kernel"].ndim >= 2
+def _kernels(modules: Sequence[str], arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    named = {name: arrays[f"{name}/kernel"] for name in modules if f"{name}/kernel" in arrays}
+    found = {name: kernel for name, kernel in named.items() if kernel.ndim >= 2}
+    if not found:
+        raise InputError(f"params: none is a kernel, as 'Dense_0/kernel'; there are {[*arrays]}")
+    return found
 
 
 def _arrays(tree: Any) -> dict[str, jax.Array]:

@@ -11,6 +11,7 @@ from sharpflat.objective import Objective
 from sharpflat.registry import Entry, InputError, metrics
 from sharpflat.sharpness import Estimate, check, measure_each
 
+UNCERTIFIED = "!"
 Spec = str | Mapping[str, Mapping[str, Any] | None]
 Requests = list[tuple[str, dict[str, Any]]]
 
@@ -74,10 +75,16 @@ def label(name: str, arguments: Mapping[str, Any]) -> str:
 
 
 def shown(estimate: Estimate) -> str:
-    """Value ± standard error, with a question mark where its certificate did not hold."""
+    """Value ± standard error (`?` if not known), and `UNCERTIFIED` where that holds."""
     error = estimate.standard_error
-    text = f"{estimate.value:.4g}" + (f" ± {error:.2g}" if error else "")
-    return text if estimate.converged else f"{text} ?"
+    text = f"{estimate.value:.4g}"
+    text += " ± ?" if error is None else f" ± {error:.2g}" if error else ""
+    return text + mark(estimate)
+
+
+def mark(estimate: Estimate) -> str:
+    """`UNCERTIFIED` behind a number whose own certificate did not hold."""
+    return "" if estimate.converged else f" {UNCERTIFIED}"
 
 
 def failure(estimate: Estimate) -> str | None:

@@ -13,7 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from sharpflat.audit import tables
-from sharpflat.audit.measuring import Spec, chosen, estimates, failure, label, shown
+from sharpflat.audit.measuring import (
+    UNCERTIFIED,
+    Spec,
+    chosen,
+    estimates,
+    failure,
+    label,
+    mark,
+    shown,
+)
 from sharpflat.objective import Objective
 from sharpflat.sharpness import Estimate
 
@@ -79,7 +88,7 @@ class PrecisionTable:
         notes = [
             "digits: of the float64 value; s.e.: the difference in combined standard errors, and "
             "their size, for metrics that draw random numbers, which are others in each format",
-            "?: the metric's own certificate did not hold",
+            f"{UNCERTIFIED}: the metric's own certificate did not hold there",
         ]
         if "tensorfloat32" not in self.formats:
             notes.append(f"tensorfloat32: none on this platform ({jax.default_backend()})")
@@ -197,12 +206,11 @@ def _said(row: PrecisionRow) -> str:
     reason = failure(row.estimate)
     if reason is not None:
         return reason.partition(":")[0]
-    mark = "" if row.estimate.converged else " ?"
     if math.isnan(row.digits):
-        return f"not finite{mark}"
+        return f"not finite{mark(row.estimate)}"
     if row.errors is None:
-        return f"{row.digits:.1f} digits{mark}"
+        return f"{row.digits:.1f} digits{mark(row.estimate)}"
     error = math.hypot(row.estimate.standard_error or 0, row.reference.standard_error or 0)
     size = f"{error / abs(row.reference.value):.1%}" if row.reference.value else f"{error:.1g}"
     off = "" if row.errors <= AGREE else "off by "
-    return f"{off}{row.errors:.1f} s.e. of {size}{mark}"
+    return f"{off}{row.errors:.1f} s.e. of {size}{mark(row.estimate)}"

@@ -9,10 +9,12 @@ from jax.flatten_util import ravel_pytree
 import sharpflat as sf
 from sharpflat.audit import InvarianceTable
 from sharpflat.audit.invariance import verdict
+from sharpflat.audit.reparametrisations import batch_norm_scale
 from sharpflat.registry import metrics
 from sharpflat.runs.setup import fill_registries
 
 fill_registries()
+pytestmark = pytest.mark.usefixtures("x64")
 ALPHA = 3.0
 LAYER = {"relative_flatness": {"layer": "Dense_0/kernel", "draws": 10}}
 WHOLE = {"hessian_trace": {"steps": 100}}
@@ -21,10 +23,8 @@ ELEMENTWISE = [
     "path_norm",
     "input_gradient_norm",
     LAYER,
-    {"worst_case_sharpness": {"batch_size": 15, "subsets": 2}},
-    {"worst_case_sharpness": {"norm": "l2", "rho": 0.1}},
-    {"average_case_sharpness": {"batch_size": 15, "subsets": 2}},
-    {"average_case_sharpness": {"noise": "uniform"}},
+    "worst_case_sharpness",
+    "average_case_sharpness",
 ]
 
 
@@ -61,15 +61,12 @@ def dense_hessian(objective):
 
 
 def by_change(table, index=0):
-    """The rows of one metric by the change's name."""
-    label = (table.rows[0].metric, table.rows[0].arguments)
-    if index:
-        label = list(dict.fromkeys(r.metric for r in table.rows))[index], None
-    rows = [r for r in table.rows if r.metric == label[0] and label[1] in (None, r.arguments)]
-    return {row.change: row for row in rows}
+    """The rows of one of the metrics by the change's name."""
+    names = list(dict.fromkeys(row.metric for row in table.rows))
+    return {row.change: row for row in table.rows if row.metric == names[index]}
 
 
-def test_hessian_of_a_relu_network_moves_as_its_blocks_do(x64):
+def test_hessian_of_a_relu_network_moves_as_its_blocks_do():
     """w' = D w with one entry of D an array: H' = D⁻¹ H D⁻¹, as Dinh et al. have it."""
     objective = objective_of()
     table = sf.invariance_table(objective, [WHOLE, "hessian_top_eigenvalues"], alpha=ALPHA)
@@ -94,21 +91,18 @@ def test_hessian_of_a_relu_network_moves_as_its_blocks_do(x64):
     assert {"hessian_trace[steps=100]", "hessian_top_eigenvalues"} == set(table.fooled)
 
 
-def test_scale_before_batch_norm_shrinks_its_layers_block(x64):
-    """Weights before batch norm times α: their block of the Hessian by α⁻², the rest as it was."""
+def test_scale_before_batch_norm_shrinks_its_layers_curvature():
+    """w' = D w, H' = D⁻¹ H D⁻¹, D = α on the layer before batch norm and 1 elsewhere."""
     objective = objective_of(batch_norm=True)
-    table = sf.invariance_table(objective, WHOLE, alpha=ALPHA)
     hessian, names = dense_hessian(objective)
-    before = [np.trace(hessian[names == n][:, names == n]) for n in objective.layers()]
-    moved = [n in ("Dense_0/kernel", "Dense_0/bias") for n in objective.layers()]
-    after = sum(t / ALPHA**2 if m else t for t, m in zip(before, moved, strict=True))
-    row = by_change(table)["batch_norm_scale"]
-    assert row.after.value == pytest.approx(after, rel=1e-6)
-    assert row.verdict == "fooled"
+    after, _ = dense_hessian(batch_norm_scale(objective, alpha=ALPHA).objective)
+    before = np.isin(names, ["Dense_0/kernel", "Dense_0/bias"])
+    scale = np.where(before, 1 / ALPHA, 1.0)
+    np.testing.assert_allclose(after, scale[:, None] * hessian * scale, atol=1e-10)
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])
-def test_what_rescaling_leaves_alone(x64, batch_norm):
+def test_what_rescaling_leaves_alone(batch_norm):
     """Measures in proportion to each weight, and those of the function alone."""
     objective = objective_of(batch_norm=batch_norm)
     table = sf.invariance_table(objective, ELEMENTWISE, alpha=ALPHA)
@@ -120,24 +114,23 @@ def test_what_rescaling_leaves_alone(x64, batch_norm):
     assert not table.fooled
 
 
-def test_what_rescaling_moves(x64):
+def test_what_rescaling_moves():
     absolute = [
         "parameter_norm",
         "gradient_norm",
         {"worst_case_sharpness": {"adaptive": False}},
-        {"average_case_sharpness": {"adaptive": False, "rho": 0.05, "draws": 100}},
     ]
     table = sf.invariance_table(objective_of(), absolute, alpha=10.0)
     factors = [row.factor for row in table.rows if row.change == "relu_rescaling"]
-    assert all(abs(np.log(factor)) > 0.3 for factor in factors), factors
+    assert all(abs(factor - 1) > 0.3 for factor in factors), factors
     assert {row.metric for row in table.fooled.values()} >= {"parameter_norm", "gradient_norm"}
 
 
-def test_permuting_units_moves_nothing_that_is_deterministic(x64):
+def test_permuting_units_moves_nothing_that_is_deterministic():
     specs = [
         "fisher_rao_norm", "path_norm", "input_gradient_norm", "parameter_norm", "gradient_norm",
         "spectral_norm_product", "normalized_margin", "worst_case_sharpness", "sam_sharpness",
-        "directional_sharpness", "gradient_noise_scale", WHOLE, "hessian_top_eigenvalues",
+        "directional_sharpness", "gradient_noise_scale", "hessian_top_eigenvalues",
     ]  # fmt: skip
     table = sf.invariance_table(objective_of(batch_norm=True), specs)
     rows = [row for row in table.rows if row.change == "permuted_units"]
@@ -147,7 +140,7 @@ def test_permuting_units_moves_nothing_that_is_deterministic(x64):
         assert row.factor == pytest.approx(1, rel=tolerance), row.metric
 
 
-def test_logits_move_the_margin_but_not_the_normalised_one(x64):
+def test_logits_move_the_margin_but_not_the_normalised_one():
     margin = {"normalized_margin": {"normalization": "none"}}
     table = sf.invariance_table(objective_of(), ["normalized_margin", margin], alpha=ALPHA)
     rows = [row for row in table.rows if row.change == "logit_rescaling"]
@@ -263,10 +256,13 @@ def test_a_metric_that_fails_is_named_and_leaves_the_others(own):
     norm = 1.001 * sf.measure(objective, "parameter_norm").value
     table = sf.invariance_table(objective, ["fragile", "path_norm"], alpha=100.0)
     rows = by_change(table)
+    assert "×nan undecided !" in str(table)
+    assert table.invariant == ["path_norm"]
     assert rows["relu_rescaling"].verdict == "undecided"
     assert np.isnan(rows["relu_rescaling"].factor)
     assert rows["permuted_units"].verdict == "invariant"
-    assert "failed: fragile: RuntimeError: too far out" in str(table)
+    assert "failed: fragile, relu_rescaling: RuntimeError: too far out" in str(table)
+    assert "failed: fragile, permuted_units" not in str(table)
     assert by_change(table, 1)["relu_rescaling"].verdict == "invariant"
 
 
@@ -293,7 +289,7 @@ def test_seeds_and_layers_are_those_asked_for(own):
 def test_the_table_reads():
     objective, said = objective_of(batch_norm=True), []
     before = jax.tree.map(np.copy, (objective.params, objective.model_state))
-    specs = ["parameter_norm", {"hessian_trace": {"probes": 2}}, "keskar_sharpness"]
+    specs = ["parameter_norm", {"hessian_trace": {"probes": 2}}, "path_norm"]
     table = sf.invariance_table(objective, specs, say=said.append)
     assert isinstance(table, InvarianceTable)
     assert jax.tree.all(
@@ -302,7 +298,7 @@ def test_the_table_reads():
     assert len(table.rows) == 3 * 4
     assert len(said) == 3 * 5
     assert said[:4] == [
-        "as it is: parameter_norm", "as it is: hessian_trace", "as it is: keskar_sharpness",
+        "as it is: parameter_norm", "as it is: hessian_trace", "as it is: path_norm",
         "relu_rescaling: parameter_norm",
     ]  # fmt: skip
     text, page = str(table), table.markdown()
@@ -312,6 +308,7 @@ def test_the_table_reads():
         assert "hessian_trace[probes=2]" in shown
         assert f"×{table.rows[0].factor:.4g} {table.rows[0].verdict}" in shown
         assert "function fools: " in shown
+        assert "none of them moves: path_norm\n" in shown
         assert all(name in shown for name in table.fooled)
     assert len({line.index("relu_rescaling") for line in text.splitlines()[:1]}) == 1
     lines = page.splitlines()

@@ -42,5 +42,5 @@ class Case(NamedTuple):
     problem: str
     objective: Callable[[], sf.Objective]
     truth: float
-    arguments: dict[str, Any] = {}
-    inputs: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}  # noqa: RUF012 — never written to
+    inputs: dict[str, Any] = {}  # noqa: RUF012

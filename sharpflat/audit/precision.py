@@ -41,8 +41,6 @@ class PrecisionRow(NamedTuple):
         format: `bfloat16`, `tensorfloat32`, `float32` or `float64`.
         estimate: what it gave there; NaN with the error in its details where it failed.
         reference: what it gave in float64.
-        digits: −log10 |v − v64| / |v64|, between 0 and 16; NaN where either is not finite.
-        errors: |v − v64| over the combined standard error; None where neither has one above zero.
     """
 
     metric: str
@@ -50,8 +48,31 @@ class PrecisionRow(NamedTuple):
     format: str
     estimate: Estimate
     reference: Estimate
-    digits: float
-    errors: float | None
+
+    @property
+    def difference(self) -> float:
+        """|v − v64|."""
+        return abs(self.estimate.value - self.reference.value)
+
+    @property
+    def digits(self) -> float:
+        """−log10 |v − v64| / |v64|, between 0 and 16; NaN where either is not finite."""
+        size = abs(self.reference.value)
+        if not math.isfinite(self.difference):
+            return math.nan
+        if self.difference == 0 or size == 0:
+            return MOST_DIGITS if self.difference == 0 else 0.0
+        return min(MOST_DIGITS, max(0.0, -math.log10(self.difference / size)))
+
+    @property
+    def error(self) -> float:
+        """The combined standard error; one that is not known counts as none."""
+        return math.hypot(self.estimate.standard_error or 0, self.reference.standard_error or 0)
+
+    @property
+    def errors(self) -> float | None:
+        """|v − v64| in combined standard errors; None where there is none above zero."""
+        return self.difference / self.error if self.error else None
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,7 +108,8 @@ class PrecisionTable:
     def _notes(self) -> list[str]:
         notes = [
             "digits: of the float64 value; s.e.: the difference in combined standard errors, and "
-            "their size, for metrics that draw random numbers, which are others in each format",
+            "their size in percent of the value, where it has one: random numbers are others in "
+            "each format",
             f"{UNCERTIFIED}: the metric's own certificate did not hold there",
         ]
         if "tensorfloat32" not in self.formats:
@@ -150,7 +172,7 @@ def precision_table(
 
     found = {format: measured(format) for format in formats}
     rows = [
-        _row(name, arguments, format, found[format][i], found[REFERENCE][i])
+        PrecisionRow(name, arguments, format, found[format][i], found[REFERENCE][i])
         for i, (name, arguments) in enumerate(requests)
         for format in formats
     ]
@@ -184,24 +206,6 @@ def _cast(tree: Any, format: str) -> Any:
     return jax.tree.map(leaf, tree)
 
 
-def _row(
-    name: str, arguments: dict[str, Any], format: str, estimate: Estimate, reference: Estimate
-) -> PrecisionRow:
-    difference = abs(estimate.value - reference.value)
-    error = math.hypot(estimate.standard_error or 0, reference.standard_error or 0)
-    errors = difference / error if error else None
-    digits = _digits(difference, abs(reference.value))
-    return PrecisionRow(name, arguments, format, estimate, reference, digits, errors)
-
-
-def _digits(difference: float, size: float) -> float:
-    if not math.isfinite(difference):
-        return math.nan
-    if difference == 0:
-        return MOST_DIGITS
-    return min(MOST_DIGITS, max(0.0, -math.log10(difference / size))) if size else 0.0
-
-
 def _said(row: PrecisionRow) -> str:
     reason = failure(row.estimate)
     if reason is not None:
@@ -210,7 +214,12 @@ def _said(row: PrecisionRow) -> str:
         return f"not finite{mark(row.estimate)}"
     if row.errors is None:
         return f"{row.digits:.1f} digits{mark(row.estimate)}"
-    error = math.hypot(row.estimate.standard_error or 0, row.reference.standard_error or 0)
-    size = f"{error / abs(row.reference.value):.1%}" if row.reference.value else f"{error:.1g}"
-    off = "" if row.errors <= AGREE else "off by "
-    return f"{off}{row.errors:.1f} s.e. of {size}{mark(row.estimate)}"
+    if row.errors > AGREE:
+        return f"off by {_percent(row, row.difference)} ({row.errors:.2g} s.e.){mark(row.estimate)}"
+    return f"{row.errors:.1f} s.e. of {_percent(row, row.error)}{mark(row.estimate)}"
+
+
+def _percent(row: PrecisionRow, number: float) -> str:
+    """Of the value in float64, if that is not zero."""
+    size = abs(row.reference.value)
+    return f"{100 * number / size:.2g}%" if size else f"{number:.2g}"

@@ -1,5 +1,7 @@
 """The same metric in coarser number formats, and how many digits agree."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -144,8 +146,8 @@ def test_random_metrics_are_compared_by_their_errors(own):
     assert rows["float32"].errors < 4
     assert rows["bfloat16"].errors > 30
     line = next(line for line in str(table).splitlines() if line.startswith("noisy"))
-    assert "off by " in line
-    assert line.count(" s.e. of 0.7%") == 2
+    assert re.search(r"off by (49|5[0-2])% \(\d+ s\.e\.\)", line)
+    assert re.search(r"\d\.\d s\.e\. of 0\.[67]\d?%", line)
 
 
 def test_failures_and_lost_certificates_are_said(own):

@@ -2,8 +2,9 @@
 
     python docs/make_precision.py
 
-One network with batch norm on the embedded digits, trained for a moment. About four minutes on two
-cores, nearly all of it compilation. On a GPU the page has a column for TF32 too.
+One network with batch norm on the embedded digits, trained for a moment. About five minutes on two
+cores, nearly all of it compilation, and less the second time. On a GPU the page has a column for
+TF32 too.
 """
 
 from __future__ import annotations

@@ -35,6 +35,8 @@ from sharpflat.sharpness import Estimate
 
 Verdict = Literal["invariant", "fooled", "undecided"]
 
+SAME = 0.005
+"""Relative: rounding, and what solvers leave, is below it."""
 TOLERANCE = 0.02
 """Relative: a solver's certificate is within 1 %, and there are two of them."""
 RESOLUTION = 0.2
@@ -133,9 +135,10 @@ class InvarianceTable:
             notes.append(f"{change.name}: {', '.join(change.layers)}{factor}; {moved}")
         notes += [f"not made: {reason}" for reason in self.not_made]
         notes += [
-            f"invariant: equal within {TOLERANCE:.0%} and three combined standard errors; fooled: "
-            f"not; undecided: the errors are too large to tell, or certificates ({UNCERTIFIED}: "
-            f"one did not hold) or errors (± ?) are lacking and it is less than a factor of two"
+            f"invariant: equal within {SAME:.1%} and three combined standard errors; fooled: "
+            f"apart by more than {TOLERANCE:.0%} and those; undecided: neither, or the errors are "
+            f"too large to tell, or a certificate ({UNCERTIFIED}: it did not hold) or an error "
+            f"(± ?) is lacking and it is less than a factor of two"
         ]
         notes += [f"skipped: {name}: {reason}" for name, reason in self.skipped.items()]
         failed = [(row, failure(row.before) or failure(row.after)) for row in self.rows]
@@ -219,25 +222,26 @@ def invariance_table(
 def verdict(before: Estimate, after: Estimate) -> Verdict:
     """Whether a change moved a metric: `fooled` if so, `invariant` if not, else `undecided`.
 
-    With d = |after − before|, m the larger of the two magnitudes and s the combined standard
-    error, the margin is 2 % m + 3 s. `fooled`: d above it, and above m / 2 (a factor of two) where
-    a certificate did not hold or a standard error is not known. `invariant`: both certificates
-    held, d within the margin, and the margin at most 20 % m (or d below 0.1 % m, which random
-    estimates reach only where the change leaves their draws' effect as it is). Numbers that are
-    not finite decide nothing.
+    With d = |after − before|, m the larger of the two magnitudes and s the combined standard error,
+
+    - `fooled`: d > 2 % m + 3 s; and d > m / 2, a factor of two, where a certificate did not hold or
+      a standard error is not known;
+    - `invariant`: both certificates held, d ≤ 0.5 % m + 3 s, and that bound is at most 20 % m (or d
+      below 0.1 % m, which random estimates reach only where the change leaves each draw alone);
+    - `undecided`: all else, and what is not finite.
     """
     values = np.array([before.value, after.value])
     if not np.isfinite(values).all():
         return "undecided"
     difference, size = float(np.ptp(values)), float(np.abs(values).max())
-    margin = TOLERANCE * size
-    margin += 3 * math.hypot(before.standard_error or 0, after.standard_error or 0)
+    noise = 3 * math.hypot(before.standard_error or 0, after.standard_error or 0)
     certified = before.converged and after.converged
     known = None not in (before.standard_error, after.standard_error)
-    if difference > margin and ((certified and known) or difference > FAR * size):
+    if difference > max(TOLERANCE * size + noise, 0 if certified and known else FAR * size):
         return "fooled"
-    resolved = margin <= RESOLUTION * size or difference <= PAIRED * size
-    return "invariant" if certified and resolved and difference <= margin else "undecided"
+    resolved = SAME * size + noise <= RESOLUTION * size or difference <= PAIRED * size
+    same = difference <= SAME * size + noise
+    return "invariant" if certified and same and resolved else "undecided"
 
 
 def _changes(

@@ -215,7 +215,7 @@ def _said(row: PrecisionRow) -> str:
     if row.errors is None:
         return f"{row.digits:.1f} digits{mark(row.estimate)}"
     if row.errors > AGREE:
-        return f"off by {_percent(row, row.difference)} ({row.errors:.2g} s.e.){mark(row.estimate)}"
+        return f"off by {_percent(row, row.difference)} ({row.errors:.0f} s.e.){mark(row.estimate)}"
     return f"{row.errors:.1f} s.e. of {_percent(row, row.error)}{mark(row.estimate)}"
 
 

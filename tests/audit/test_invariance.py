@@ -169,7 +169,8 @@ def estimate(value, error=0.0, converged=True):
 @pytest.mark.parametrize(
     ("before", "after", "expected"),
     [
-        (estimate(1.0), estimate(1.01), "invariant"),
+        (estimate(1.0), estimate(1.004), "invariant"),
+        (estimate(1.0), estimate(1.01), "undecided"),
         (estimate(1.0), estimate(1.03), "fooled"),
         (estimate(-1.0), estimate(1.0), "fooled"),
         (estimate(0.0), estimate(0.0), "invariant"),
@@ -187,7 +188,8 @@ def estimate(value, error=0.0, converged=True):
         (estimate(1.0), estimate(2.5, converged=False), "fooled"),
         (estimate(1.0, None), estimate(1.5, None), "undecided"),
         (estimate(1.0, None), estimate(2.5, None), "fooled"),
-        (estimate(1.0, None), estimate(1.01, None), "invariant"),
+        (estimate(1.0, None), estimate(1.004, None), "invariant"),
+        (estimate(1.0, None), estimate(1.01, None), "undecided"),
         (estimate(1.0, 0.5, False), estimate(2.5), "undecided"),
         (estimate(np.nan), estimate(1.0), "undecided"),
         (estimate(np.inf), estimate(np.inf), "undecided"),

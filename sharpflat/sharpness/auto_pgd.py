@@ -86,7 +86,6 @@ def ascend(ball: Ball, key: jax.Array, steps: int) -> tuple[Point, jax.Array, ja
     from noise where that has none either.
     """
     noise = trees.random_like(key, ball.radius, sampler=jax.random.normal)
-    noise = jax.tree.map(lambda leaf, radius: leaf * (radius > 0), noise, ball.radius)
     points = jax.tree.map(lambda n: jnp.stack([jnp.zeros_like(n), n]), ball.project(noise))
     start, other = (
         jax.tree.map(operator.itemgetter(i), jax.lax.map(ball.at, points)) for i in range(2)

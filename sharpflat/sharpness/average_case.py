@@ -85,7 +85,7 @@ def average_case_sharpness(
         >>> bool(abs(estimate.value - 0.5) < 0.05)  # ½ ρ² w² H, H = 100
         True
 
-    Source: Andriushchenko et al. (2023), section 3, and their code (20 draws a batch).
+    Source: Andriushchenko et al. (2023), adaptive average-case sharpness; their code (20 draws).
     """
     part, rows = with_normalized_logits(objective, normalize_logits), None
     if batch_size is not None:

@@ -75,7 +75,7 @@ def worst_case_radius(
         >>> round(sf.measure(objective, spec).value, 2)  # 1 − α = α
         0.5
 
-    Source: Jiang et al. (2020), appendix C.5.
+    Source: Jiang et al. (2020), sharpness-based measures.
     """
     found = _search(objective, key, accuracy_drop, steps, ascent, tolerance, False)
     return _estimate(*found, tolerance)
@@ -120,7 +120,7 @@ def worst_case_radius_magnitude(
         >>> round(sf.measure(objective, spec).value, 2)  # 3 (1 − α) = 1 + α
         0.5
 
-    Source: Jiang et al. (2020), appendix C.5.
+    Source: Jiang et al. (2020), sharpness-based measures.
     """
     found = _search(objective, key, accuracy_drop, steps, ascent, tolerance, True)
     return _estimate(*found, tolerance)

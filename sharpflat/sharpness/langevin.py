@@ -48,7 +48,7 @@ def chain(
         and takes most of the batch's noise; and (w_t − w*) · ∇U_B(w_t) / p, U = −log p and p the
         number of parameters, whose mean over the distribution is 1 whatever L is.
 
-    Source: Leimkuhler & Matthews (2013), equation (8); Welling & Teh (2011) for mini-batches.
+    Source: Leimkuhler & Matthews (2013); Welling & Teh (2011) for mini-batches.
     """
     center = objective.params
 

@@ -104,7 +104,7 @@ def local_learning_coefficient(
         >>> bool(abs(sf.measure(bowl, spec).value - 250) < 20)  # γ = n β h: ¼ a parameter
         True
 
-    Source: Lau et al. (2023), definition of λ̂ and appendix on SGLD.
+    Source: Lau et al. (2023), the estimator λ̂ and its sampler (SGLD).
     """
     n = objective.data.size
     n_beta = n / math.log(n)

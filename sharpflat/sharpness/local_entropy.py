@@ -106,7 +106,7 @@ def local_entropy(
         >>> bool(abs(estimate.value / (0.5 * 1000 * jnp.log(2)) - 1) < 0.05)
         True
 
-    Source: Chaudhari et al. (2017), equation (4) and section 4; Kirkwood (1935) for the integral.
+    Source: Chaudhari et al. (2017), local entropy; Kirkwood (1935) for the integral.
     """
     t = inverse_temperature
     (found, virials), loss, curvature = _energies(

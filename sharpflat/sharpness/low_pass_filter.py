@@ -42,7 +42,7 @@ def low_pass_filter(
         >>> sf.measure(flat, "low_pass_filter").value
         2.0
 
-    Source: Bisla et al. (2022), "Low-pass filtering SGD for recovering flat optima", definition 1.
+    Source: Bisla et al. (2022), "Low-pass filtering SGD for recovering flat optima".
     """
     losses = map_draws(_smoothed, objective, key, draws, sigma)
     here = float(objective.loss(objective.params))

@@ -82,7 +82,7 @@ def pac_bayes_flatness(
         >>> bool(abs(estimate.details["sigma"] - 0.552) < 0.1)
         True
 
-    Source: Jiang et al. (2020), appendix C.5; Dziugaite et al. (2020), code.
+    Source: Jiang et al. (2020), sharpness-based measures; Dziugaite et al. (2020), code.
     """
     return _flatness(objective, key, accuracy_drop, draws, steps, tolerance, None)
 
@@ -130,7 +130,7 @@ def pac_bayes_flatness_magnitude(
         >>> bool(abs(estimate.details["sigma"] - 0.78) < 0.1)
         True
 
-    Source: Jiang et al. (2020), appendix C.5; ε = 0.001 from the code of Dziugaite et al. (2020).
+    Source: Jiang et al. (2020), sharpness-based measures; ε from Dziugaite et al. (2020), code.
     """
     return _flatness(objective, key, accuracy_drop, draws, steps, tolerance, epsilon)
 

@@ -63,7 +63,7 @@ def sam_sharpness(
         >>> round(sf.measure(bowl, "sam_sharpness", rho=0.5).value, 4)  # 2 · 1.5² − 2
         2.5
 
-    Source: Foret et al. (2021), equations (1) to (3), m-sharpness in section 4.2.
+    Source: Foret et al. (2021), equation (2), and m-sharpness in section 4.
     """
     return _estimate(_rises(objective, key, rho, None, m))
 
@@ -108,7 +108,7 @@ def asam_sharpness(
         >>> round(sf.measure(bowl, "asam_sharpness", eta=0).value, 4)  # 2 · 1.5² − 2
         2.5
 
-    Source: Kwon et al. (2021), equations (6) and (7).
+    Source: Kwon et al. (2021), adaptive sharpness and its first-order step.
     """
     return _estimate(_rises(objective, key, rho, eta, m))
 

@@ -1,7 +1,7 @@
 """Disjoint subsets of examples, scales of perturbations, normalised logits.
 
 Source: Andriushchenko et al. (2023), "A modern look at the relationship between sharpness and
-generalization", section 3, and its code.
+generalization", and its code.
 """
 
 from __future__ import annotations

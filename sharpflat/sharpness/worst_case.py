@@ -91,7 +91,7 @@ def worst_case_sharpness(
         >>> round(sf.measure(bowl, spec).value, 3)  # 50 · 2 · 0.1²
         1.0
 
-    Source: Andriushchenko et al. (2023), section 3; Auto-PGD: Croce & Hein (2020), algorithm 1.
+    Source: Andriushchenko et al. (2023); Auto-PGD: Croce & Hein (2020), algorithm 1.
     """
     rows = subset_rows(objective.data.size, subsets, batch_size)
     part = with_normalized_logits(objective, normalize_logits)

@@ -15,3 +15,10 @@ def x64():
     """Double precision while the test lasts."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture(autouse=True, scope="module")
+def free_compiled_programs():
+    """Forget a module's programs: each holds memory maps, and Linux allows a process 65,530."""
+    yield
+    jax.clear_caches()

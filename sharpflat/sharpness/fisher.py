@@ -14,7 +14,13 @@ from sharpflat import trees
 from sharpflat.batch import Batch
 from sharpflat.objective import LOSSES, Objective
 from sharpflat.registry import Count, InputError, metric
-from sharpflat.sharpness.base import Estimate, map_draws, needs_outputs, needs_single_examples
+from sharpflat.sharpness.base import (
+    Estimate,
+    map_draws,
+    needs_outputs,
+    needs_single_examples,
+    selects_parameters,
+)
 from sharpflat.sharpness.gradient_noise import EXAMPLE_PASS, example_gradients, slopes_along
 
 
@@ -34,13 +40,14 @@ def _trace_cost(n: int, arguments: Mapping[str, Any]) -> float:
     return 2 + EXAMPLE_PASS if empirical else arguments["draws"] * EXAMPLE_PASS
 
 
-@metric(cost=_trace_cost, checks=(needs_single_examples, names_its_labels))
+@metric(cost=_trace_cost, checks=(needs_single_examples, names_its_labels, selects_parameters))
 def fisher_trace(
     objective: Objective,
     key: jax.Array,
     *,
     kind: Literal["true", "empirical"] = "true",
     draws: Count = 2,
+    parameters: str = "*",
 ) -> Estimate:
     """tr F, F = (1/n) Σ_i E_y[∇ log p(y|x_i) ∇ log p(y|x_i)ᵀ], the mean squared score.
 
@@ -59,6 +66,7 @@ def fisher_trace(
         kind: whose labels.
         draws: of signs for each example; each is a pass over the examples' gradients. 2 is the
             least that gives an error. Not used by `empirical`.
+        parameters: pattern of the parameters' names: the trace of their block.
 
     Returns:
         `standard_error` from the spread of each example's draws; None for one draw, 0 for
@@ -66,8 +74,8 @@ def fisher_trace(
         uncertain. `converged` if finite. Details: `by_draw`, the trace from each draw (`true`).
 
     Raises:
-        InputError: batch norm under `batch`; for `true` an objective without a network, or a loss
-            other than the two named.
+        InputError: batch norm under `batch`; a pattern that fits no parameter; for `true` an
+            objective without a network, or a loss other than the two named.
 
     Example:
         >>> import jax.numpy as jnp, sharpflat as sf
@@ -79,10 +87,11 @@ def fisher_trace(
 
     Source: Martens (2020), sections 5 and 11 (true and empirical); Hutchinson (1990) for the signs.
     """
+    part = objective.restrict(parameters)
     if kind == "empirical":
-        value = float(objective.shared(example_gradients, key).squares.mean())
+        value = float(part.shared(example_gradients, key).squares.mean())
         return Estimate(value, 0.0, bool(np.isfinite(value)))
-    found = np.asarray(map_draws(_probed, objective, key, draws), np.float64)
+    found = np.asarray(map_draws(_probed, part, key, draws), np.float64)
     value, n = float(found.mean()), found.shape[1]
     error = float(np.sqrt(found.var(axis=0, ddof=1).sum() / draws) / n) if draws > 1 else None
     return Estimate(value, error, bool(np.isfinite(value)), {"by_draw": found.mean(axis=1)})
@@ -120,12 +129,13 @@ def _norm_cost(n: int, arguments: Mapping[str, Any]) -> float:
     return 2 / 3 if arguments["kind"] == "empirical" else 2.0
 
 
-@metric(cost=_norm_cost, checks=(needs_single_examples, names_its_labels))
+@metric(cost=_norm_cost, checks=(needs_single_examples, names_its_labels, selects_parameters))
 def fisher_rao_norm(
     objective: Objective,
     key: jax.Array,
     *,
     kind: Literal["empirical", "true"] = "empirical",
+    parameters: str = "*",
 ) -> Estimate:
     """‖θ‖²_fr = θᵀ F θ = (1/n) Σ_i E_y[(θ·∇ℓ_i)²], the SQUARED Fisher–Rao norm of the parameters.
 
@@ -138,13 +148,14 @@ def fisher_rao_norm(
         key: not used.
         kind: `empirical` takes the labels in the data, as the paper does, by one derivative of the
             losses along θ; `true` those of the model's own distribution, θᵀ (Gauss–Newton) θ.
+        parameters: pattern of the parameters' names: θ are these alone.
 
     Returns:
         `standard_error` is 0; `converged` if finite. Details: `norm`, the root.
 
     Raises:
-        InputError: batch norm under `batch`; for `true` an objective without a network, or a loss
-            other than `cross_entropy` and `squared_error`.
+        InputError: batch norm under `batch`; a pattern that fits no parameter; for `true` an
+            objective without a network, or a loss other than `cross_entropy` and `squared_error`.
 
     Example:
         >>> import jax.numpy as jnp, sharpflat as sf
@@ -157,11 +168,12 @@ def fisher_rao_norm(
     Source: Liang et al. (2019), definition 2 and theorem 3.1; the two kinds are its equations (5.2)
     and (5.3).
     """
+    part = objective.restrict(parameters)
     if kind == "empirical":
-        slopes = np.asarray(slopes_along(objective, objective.params), np.float64)
+        slopes = np.asarray(slopes_along(part, part.params), np.float64)
         value = float(np.mean(slopes**2))
     else:
-        value = float(_gauss_newton(objective))
+        value = float(_gauss_newton(part))
     norm = np.sqrt(max(value, 0.0))
     return Estimate(value, 0.0, bool(np.isfinite(value)), {"norm": norm})
 

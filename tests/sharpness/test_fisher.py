@@ -224,3 +224,35 @@ def test_values_that_overflow_are_not_called_converged():
     huge = network(factors=(1e13, 1e13, 1e13))
     assert not sf.measure(huge, "fisher_rao_norm").converged
     assert not sf.measure(huge, "fisher_trace", kind="empirical").converged
+
+
+@pytest.mark.parametrize("kind", ["true", "empirical"])
+def test_only_some_of_the_parameters(kind, x64):
+    """Trace and norm of a block, from the examples' gradients by the parameters it selects."""
+    rng = np.random.default_rng(3)
+    data = jnp.asarray(rng.normal(size=(20, 4))), jnp.asarray(rng.integers(0, 3, 20))
+    model = sf.Model.of(sf.models["mlp"](3, width=5, depth=1))
+    params, _ = model.init(jax.random.key(0), data[0])
+    params = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), params)
+    objective = sf.Objective.from_model(model, params, {}, data)
+    part = objective.restrict("Dense_1/*")
+    arguments = {"kind": kind, "parameters": "Dense_1/*"}
+    trace, norm = sf.measure(
+        objective, [{"fisher_trace": {**arguments, "draws": 400}}, {"fisher_rao_norm": arguments}]
+    )
+    if kind == "true":
+        exact = sf.measure(part, {"ggn_trace": {"steps": 100}}).value
+        assert abs(trace.value - exact) < 4 * trace.standard_error
+        gauss_newton = part.ggn_vp(part.params, part.params)
+        assert norm.value == pytest.approx(
+            float(sf.trees.vdot(part.params, gauss_newton)), rel=1e-9
+        )
+        return
+    rows = objective.per_example_gradients(params)["Dense_1"]
+    squares = sum(np.sum(np.asarray(leaf) ** 2) for leaf in jax.tree.leaves(rows)) / 20
+    assert trace.value == pytest.approx(squares, rel=1e-9)
+    slopes = sum(
+        jnp.sum((g * w[None]).reshape(20, -1), axis=1)
+        for g, w in zip(jax.tree.leaves(rows), jax.tree.leaves(params["Dense_1"]), strict=True)
+    )
+    assert norm.value == pytest.approx(float(jnp.mean(slopes**2)), rel=1e-9)

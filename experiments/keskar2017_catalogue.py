@@ -1,6 +1,6 @@
 """Which published measures tell the minima of small-batch and large-batch training apart?
 
-    sharpflat run configs/catalogue_f1.yaml             # trains F1 where it is not trained yet
+    sharpflat run configs/keskar2017/f1_catalogue.yaml  # trains F1 where it is not trained yet
     python experiments/keskar2017_catalogue.py --collect results     # copy table and measurements
     python experiments/keskar2017_catalogue.py --markdown docs/catalogue_f1.md
 

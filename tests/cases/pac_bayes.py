@@ -9,7 +9,7 @@ from helpers import Case
 import sharpflat as sf
 
 WEIGHTS = np.array([1.0, -0.5, 2.0, 0.0])
-EPSILON = 0.05
+EPSILON = 0.3
 
 
 def examples():

@@ -2,7 +2,6 @@
 
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,6 +9,7 @@ from cases.langevin import EXAMPLES, N_BETA, SPECTRUM, bowl, coefficient
 from helpers import quadratic
 
 import sharpflat as sf
+from sharpflat.sharpness.langevin import drifts
 from sharpflat.sharpness.learning_coefficient import split_r_hat
 
 LONG = {"chains": 32, "steps": 400, "burn_in": 100, "localization": 20.0}
@@ -149,15 +149,41 @@ def test_chains_that_still_climb_are_not_certified(x64):
 
 
 def test_chains_that_came_apart_are_not_certified(x64):
-    """Two basins, one of them deeper, and chains that seldom change over."""
-    double = sf.Objective.from_function(
-        lambda w, batch: 5.0 * (w**2 - 1) ** 2 - 2.0 * jax.nn.sigmoid(20 * (w - 0.5)),
+    """A wide plateau around a narrow well: few chains visit both in so few steps."""
+    well = sf.Objective.from_function(
+        lambda w, batch: 0.05 * (1 - jnp.exp(-((w / 0.1) ** 2))),
         jnp.array(0.0),
         (jnp.ones((EXAMPLES, 1)), jnp.ones(EXAMPLES)),
     )
-    estimate = learn(double, localization=1e-3, chains=16, step_size=1e-3, steps=400)
+    estimate = learn(well, localization=20.0, chains=16, step_size=3e-4, burn_in=1500, steps=100)
+    assert not drifts(estimate.details["trace"][:, 1500:])
+    assert not estimate.details["failed"].any()
     assert estimate.details["r_hat"] > 1.1
     assert not estimate.converged
+
+
+def test_batches_whose_noise_widens_the_chains_are_not_certified(x64):
+    """L = ½ ‖w‖² + w · mean(x): a batch's gradient has variance S, and ε (n β)² S / 4 is 1."""
+    noise = np.random.default_rng(0).normal(size=(EXAMPLES, 4))
+    noise -= noise.mean(axis=0)
+    step = 1 / (2 * N_BETA)
+    # Ten of fifty without replacement: S = (1/10) (40/49) of the examples' variance.
+    share = step * N_BETA**2 * noise.var(axis=0) / 4 * 40 / 490
+    inputs = jnp.asarray(noise / np.sqrt(share))
+    objective = sf.Objective.from_function(
+        lambda w, batch: 0.5 * jnp.sum(w**2) + jnp.mean(batch.inputs @ w),
+        jnp.zeros(4),
+        (inputs, jnp.zeros(EXAMPLES)),
+    )
+    arguments = {**LONG, "localization": N_BETA, "step_size": step}
+    noisy = learn(objective, batch_size=10, **arguments)
+    whole = learn(objective, **arguments)
+    assert abs(whole.value - 1.0) < 4 * whole.standard_error
+    assert whole.converged
+    assert noisy.value > 1.5
+    assert not noisy.details["failed"].any()
+    assert not drifts(noisy.details["trace"][:, 100:])
+    assert not noisy.converged
 
 
 def test_one_chain_has_no_error_and_no_certificate():

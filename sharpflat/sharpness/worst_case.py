@@ -52,11 +52,11 @@ def worst_case_sharpness(
     along the normalised gradient (l2) of length 2, halved at checkpoints that saw too few rises,
     with momentum 0.75. It starts at w; where an element of the gradient there (l∞), or all of it
     (l2), is exactly zero, the first step goes by the gradient at a random point of the ball, so
-    that an exact minimum is not taken for flat.
-    A weight of zero stays where it is under `adaptive`. The rise is the largest seen, a lower
-    bound of the maximum. Differs from the authors' code in this: their l2 steps under `adaptive`
-    are normalised, and projected, in δ and not in z; and their momentum term has its sign
-    reversed, against the formula that they and Auto-PGD state, which is the one used here.
+    that an exact minimum is not taken for flat. A weight of zero stays where it is under
+    `adaptive`. The rise is the largest seen, a lower bound of the maximum. Differs from the
+    authors' code in this: their l2 steps under `adaptive` are normalised, and projected, in δ and
+    not in z; and their momentum term has its sign reversed, against the formula that they and
+    Auto-PGD state, which is the one used here.
 
     Args:
         objective: L, at its parameters w.

@@ -122,15 +122,18 @@ def test_zero_weights_stay_where_they_are(x64):
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_a_maximum_inside_the_ball_is_found_by_halving(norm, x64):
-    """Steps of twice the radius cannot settle there; halved ones do, and the gap says so."""
+    """Steps of twice the radius cannot settle there; halved ones do, and the gap says so.
+
+    Steps along signs end at a distance of their last length: near the top, and not certified.
+    """
     target = np.array([0.03, -0.01, 0.02])
     cap = sf.Objective.from_function(
         lambda w, batch: 1 - jnp.sum((w - target) ** 2), jnp.zeros(3), ONE
     )
     arguments = {"norm": norm, "adaptive": False, "rho": 0.1}
-    estimate = worst(cap, steps=200, **arguments)
+    estimate = worst(cap, steps=2000, **arguments)
     assert estimate.value == pytest.approx(np.sum(target**2), rel=1e-2)
-    assert worst(cap, steps=2000, norm="l2", adaptive=False, rho=0.1).converged
+    assert estimate.converged == (norm == "l2")
     assert not worst(cap, steps=3, **arguments).converged
 
 
@@ -266,7 +269,7 @@ def auto_pgd(loss, slope, radius, norm, steps):
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-@pytest.mark.parametrize("steps", [3, 6, 10, 20])
+@pytest.mark.parametrize("steps", [3, 10, 20])
 def test_steps_are_those_of_auto_pgd(norm, steps, x64):
     """A curved loss with a slope and a maximum inside, so that momentum and halving both matter."""
     matrix = np.diag([-9.0, -4.0, 2.0, -0.25])

@@ -2,10 +2,10 @@
 
     python benchmarks/memory.py --data-dir DIR        # DIR/mnist/train-images-idx3-ubyte.gz, ...
 
-Each measurement runs in a process of its own, which reports its peak resident memory. Target: less
-the data themselves, 60,000 examples need at most 1.15 times what 6,000 do; less what the process
-held before it measured anything, the ratio is printed too, which hides nothing behind Python.
-Without `--data-dir` MNIST comes from $SHARPFLAT_DATA or a download.
+Each measurement runs in a process of its own that is handed its images and nothing else; its peak
+counts from when it holds them. Target: less the images themselves, 60,000 need at most 1.15 times
+what 6,000 do. What the measurement adds to the process is printed too: it hides nothing behind
+Python and XLA. Linux only. Without `--data-dir` MNIST comes from $SHARPFLAT_DATA or a download.
 """
 
 from __future__ import annotations
@@ -13,11 +13,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
 
 TARGET = 1.15
+COUNTS = (6_000, 60_000)
 METRICS = {
     "gradient_norm": {},
     "hessian_top_eigenvalues": {"max_steps": 3},
@@ -30,38 +34,50 @@ METRICS = {
 }
 
 
-def megabytes() -> float:
-    """The process's peak resident memory so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def resident(field: str) -> float:
+    """MiB of this process: `VmRSS` now, `VmHWM` at most since the last reset."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = [line for line in lines if line.startswith(f"{field}:")]
+    return int(line.split()[1]) / 1024
 
 
-def child(metric: str, examples: int, chunk: int, data_dir: str | None) -> None:
-    """Measure once; print peaks before and after."""
+def child(metric: str, file: str, chunk: int) -> None:
+    """Measure once; print what was held before and the peak."""
     import jax
     import jax.numpy as jnp
 
     import sharpflat as sf
 
-    images = sf.datasets["mnist"](data_dir=data_dir).train
-    data = sf.Batch(*(jnp.asarray(part[:examples]) for part in images))
-    del images
+    with np.load(file) as arrays:
+        data = sf.Batch(jnp.asarray(arrays["inputs"]), jnp.asarray(arrays["labels"]))
     model = sf.Model.of(sf.models["f1"](10))
     params, state = model.init(jax.random.key(0), data.inputs[:1])
     objective = sf.Objective.from_model(model, params, state, data, chunk=chunk)
-    before = megabytes()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = resident("VmRSS")
     sf.measure(objective, {metric: METRICS[metric]})
     held = (data.inputs.nbytes + data.labels.nbytes) / 2**20
-    print(json.dumps({"before": before, "peak": megabytes(), "data": held}))
+    print(json.dumps({"before": before, "peak": resident("VmHWM"), "data": held}))
 
 
-def measured(metric: str, examples: int, options: argparse.Namespace) -> dict[str, float]:
+def measured(metric: str, file: Path, chunk: int) -> dict[str, float]:
     """What a process of its own reports."""
-    place = ["--data-dir", options.data_dir] if options.data_dir else []
-    arguments = ["--child", metric, "--examples", str(examples), "--chunk", str(options.chunk)]
+    arguments = ["--child", metric, "--file", str(file), "--chunk", str(chunk)]
     out = subprocess.run(
-        [sys.executable, __file__, *arguments, *place], check=True, capture_output=True, text=True
+        [sys.executable, __file__, *arguments], check=True, capture_output=True, text=True
     )
     return json.loads(out.stdout.splitlines()[-1])
+
+
+def files(folder: str, data_dir: str | None) -> list[Path]:
+    """The first 6,000 images and all of them, a file each."""
+    import sharpflat as sf
+
+    images, found = sf.datasets["mnist"](data_dir=data_dir).train, []
+    for count in COUNTS:
+        found.append(Path(folder) / f"{count}.npz")
+        np.savez(found[-1], inputs=images.inputs[:count], labels=images.labels[:count])
+    return found
 
 
 def main() -> None:
@@ -70,23 +86,28 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=1000)
     parser.add_argument("--only", nargs="+", default=list(METRICS), choices=list(METRICS))
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--examples", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--file", help=argparse.SUPPRESS)
     options = parser.parse_args()
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     if options.child:
-        return child(options.child, options.examples, options.chunk, options.data_dir)
+        return child(options.child, options.file, options.chunk)
     print(f"chunk {options.chunk}; peak less data, MiB; target: ratio ≤ {TARGET}\n")
-    print("| metric | 6,000 | 60,000 | ratio | above the start, 6,000 | 60,000 |")
+    print("| metric | 6,000 | 60,000 | ratio | added, 6,000 | 60,000 |")
     print("|---|---|---|---|---|---|")
-    for metric in options.only:
-        few, many = (measured(metric, n, options) for n in (6_000, 60_000))
-        beyond = [one["peak"] - one["data"] for one in (few, many)]
-        above = [one["peak"] - one["before"] for one in (few, many)]
-        print(
-            f"| {metric} | {beyond[0]:.0f} | {beyond[1]:.0f} | {beyond[1] / beyond[0]:.2f} "
-            f"| {above[0]:.0f} | {above[1]:.0f} |",
-            flush=True,
-        )
+    worst = 0.0
+    with tempfile.TemporaryDirectory() as folder:
+        places = files(folder, options.data_dir)
+        for metric in options.only:
+            few, many = (measured(metric, file, options.chunk) for file in places)
+            beyond = [one["peak"] - one["data"] for one in (few, many)]
+            added = [one["peak"] - one["before"] for one in (few, many)]
+            worst = max(worst, beyond[1] / beyond[0])
+            print(
+                f"| {metric} | {beyond[0]:.0f} | {beyond[1]:.0f} | {beyond[1] / beyond[0]:.2f} "
+                f"| {added[0]:.0f} | {added[1]:.0f} |",
+                flush=True,
+            )
+    print(f"\nTarget {'met' if worst <= TARGET else 'not met'}: at most {worst:.2f}.")
 
 
 if __name__ == "__main__":

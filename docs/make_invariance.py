@@ -31,11 +31,12 @@ Made by `python docs/make_invariance.py` (jax {version}, {platform}); of a run o
 A measure that changes although the network's function does not says something of its parameters,
 not of the function (Dinh et al., 2017). Each number below is the measure after a change over the
 measure before. The networks are perceptrons with two hidden layers of 32 units, trained on the
-digits for 20 epochs; the loss is that of {examples} training examples. The changes are made at the
-second hidden layer, so that they reach the last kernel too: ReLU rescaling (a layer times α, the
-next divided by α), the scale of weights before batch norm, a permutation of the units; and, which
-does change the function but no prediction, logits times α. Where a measure is fooled, it is shown;
-what holds at one α is no proof.
+digits for 20 epochs; the loss is that of {examples} training examples. Each change is made at every
+hidden layer: ReLU rescaling (a layer, or the batch norm behind it, times α, the next layer divided
+by α; where layers share a kernel α and 1/α in turn, so that it does not get back what it gave), the
+scale of weights before batch norm, a permutation of the units; and, which does change the function
+but no prediction, logits times α. Where a measure is fooled, it is shown; what holds at one α is no
+proof.
 """
 
 
@@ -48,7 +49,6 @@ def main() -> None:
             normalised = run.swept["model.batch_norm"]
             table = sf.invariance_table(
                 run.objective("train", "running", examples=EXAMPLES),
-                layer="Dense_1",
                 initial_params=run.initial_params,
                 say=lambda line: print(line, file=sys.stderr),
             )

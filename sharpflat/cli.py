@@ -114,7 +114,7 @@ def audit(
     run: Annotated[str, typer.Argument(help="A run's id, or its beginning.", metavar="RUN")],
     metric: Annotated[list[str] | None, typer.Option(help="Only this one; repeatable.")] = None,
     examples: Annotated[
-        int | None, typer.Option(min=1, help="The first of the training set; all by default.")
+        int | None, typer.Option(min=1, help="The first of the training set; 1,000 by default.")
     ] = None,
     precision: Annotated[bool, typer.Option(help="How many digits survive, too.")] = False,
     root: Root = "results",
@@ -122,7 +122,8 @@ def audit(
 ) -> None:
     """Tell which measures are fooled by changes that leave a run's network as it is."""
     from sharpflat import registry, runs
-    from sharpflat.audit import invariance_table, precision_table
+    from sharpflat.audit import invariance_table, planned, precision_table
+    from sharpflat.runs.build import resident
     from sharpflat.runs.measure_run import INPUTS
     from sharpflat.runs.progress import shown
     from sharpflat.runs.setup import fill_registries, keep_compiled_programs
@@ -133,13 +134,32 @@ def audit(
         registry.load_plugin(file)
     records = {record.id: record for record in runs.load_runs(root)}
     record = records[_meant(run, records, root)]
+    examples = examples or min(1000, resident(record.config["dataset"]).train.size)
     objective = record.objective("train", "running", examples=examples)
     inputs = {name: read(record) for name, read in INPUTS.items()}
     with shown() as reporter:
         say, seed = reporter.say, record.seed
+        say(_effort(record, objective, planned(objective, metric, inputs, precision)))
         print(invariance_table(objective, metric, seed=seed, say=say, **inputs))
         if precision:
             print("\n", precision_table(objective, metric, seed=seed, say=say, **inputs), sep="")
+
+
+def _effort(record: Any, objective: Any, asked: list[tuple[str, dict[str, Any]]]) -> str:
+    """How many measurements an audit makes, and about how long that takes."""
+    from sharpflat.runs.cost import costs_of
+    from sharpflat.runs.measure_run import Request
+
+    size, chunk = objective.data.size, objective.chunk
+    requests = [
+        Request(name, arguments, "train", size, chunk, objective.batch_norm, 0, None)
+        for name, arguments in asked
+    ]
+    minutes = sum(cost.seconds or 0 for cost in costs_of(record.config, requests)) / 60
+    return (
+        f"{len(asked)} measurements on {size} examples, about {minutes:.1f} min and the time to "
+        f"compile (gradients by what each declares; one timed now)"
+    )
 
 
 def _meant(start: str, ids: Collection[str], root: str) -> str:
@@ -222,14 +242,17 @@ def _print_plan(rows: list[Any]) -> None:
 
 
 def _print_costs(costs: list[Any], runs: int) -> None:
-    print("\nabout what measuring a run costs (gradients over its examples; timed now):")
+    print("\nabout what measuring a run costs, each measure alone, without compiling:")
+    print("(gradients over its examples; one was timed just now)")
     width = max(len(cost.request.metric) for cost in costs)
     for cost in costs:
         known = cost.gradients is not None
         shown = f"{cost.gradients:8.0f}  {cost.seconds:8.1f} s" if known else "       ?"
         print(f"{cost.request.metric:{width}}  {shown}")
     minutes = sum(cost.seconds or 0 for cost in costs) / 60
-    print(f"{'together':{width}}  at most {minutes:.1f} min a run, {runs} runs to measure")
+    silent = sum(cost.gradients is None for cost in costs)
+    beside = f" and {silent} that do not say" if silent else ""
+    print(f"{'the sum':{width}}  about {minutes:.1f} min a run{beside}, {runs} runs to measure")
 
 
 def _exit_with(failures: list[str]) -> None:

@@ -7,10 +7,8 @@ with their types and defaults are what a config may set.
 
 from __future__ import annotations
 
-import ast
 import difflib
 import functools
-import hashlib
 import importlib
 import importlib.metadata
 import inspect
@@ -27,6 +25,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import pydantic
+
+from sharpflat import digests
 
 Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
@@ -229,12 +229,13 @@ class Entry:
 
     @cached_property
     def digest(self) -> str:
-        """Digest of the code of the entry's module, without docstrings and comments."""
+        """Digest of the code of the entry's module, of a metric with what it imports of ours."""
         module = sys.modules.get(self.function.__module__)
         source = self.file.read_text() if self.file and self.file.exists() else ""
         if not source and module is not None:
             source = textwrap.dedent(inspect.getsource(self.function))
-        return hashlib.sha256(_code_only(source).encode()).hexdigest()[:16]
+        of = digests.of_code_and_imports if self.kind == "metric" else digests.of_code
+        return of(source)
 
 
 def _shown(parameter: inspect.Parameter) -> str:
@@ -243,16 +244,6 @@ def _shown(parameter: inspect.Parameter) -> str:
     text = kind if isinstance(kind, str) else inspect.formatannotation(kind)
     default = "" if parameter.default is parameter.empty else f" = {parameter.default!r}"
     return f"{parameter.name}: {text}{default}"
-
-
-def _code_only(source: str) -> str:
-    tree = ast.parse(source)
-    for node in ast.walk(tree):
-        match node:
-            case ast.Module() | ast.ClassDef() | ast.FunctionDef() if ast.get_docstring(node):
-                node.body = node.body[1:]
-    # Not ast.dump, whose text differs between versions of Python.
-    return ast.unparse(tree)
 
 
 class Registry(Mapping[str, Entry]):

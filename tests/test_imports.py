@@ -17,7 +17,8 @@ AUDIT = OBJECTIVE | {"sharpness", "audit"}
 RUNS = MEASURING | TRAINING | AUDIT | {"data", "config", "statistics", "runs"}
 ALLOWED = {
     "__init__": set(),
-    "registry": set(),
+    "digests": set(),
+    "registry": {"digests"},
     "trees": set(),
     "batch": set(),
     "statistics": {"statistics"},

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 import sharpflat as sf
-from sharpflat import registry
+from sharpflat import digests, registry
 from sharpflat.registry import Entry, InputError, Registry, load_plugin
 
 
@@ -139,6 +139,31 @@ def digest(path, text):
     path.write_text(text)
     load_plugin(path)
     return registry.metrics["mine"].digest
+
+
+def test_a_metrics_digest_holds_what_it_imports(tmp_path, monkeypatch):
+    """Else a mended solver would leave its old numbers in place."""
+    monkeypatch.setattr(digests, "PACKAGE", tmp_path)
+    digests._parsed.cache_clear()
+    rooms = {"a/__init__.py": "from sharpflat.b import f", "b.py": "def f(): return 1"}
+    source = "import sharpflat.a\ndef metric(): return sharpflat.a.f()"
+    found = []
+    for text in ("return 1", "return 1  # one", "return 2"):
+        rooms["b.py"] = f"def f(): {text}"
+        for name, content in rooms.items():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(content)
+        digests._parsed.cache_clear()
+        found.append(digests.of_code_and_imports(source))
+    digests._parsed.cache_clear()
+    assert found[0] == found[1] != found[2]
+
+
+def test_every_metrics_digest_reaches_the_loss():
+    file = digests.PACKAGE / "objective" / "losses.py"
+    for entry in registry.metrics.values():
+        if entry.built_in:
+            assert file in digests.imports_of(entry.file.read_text()), entry.name
 
 
 def test_the_digest_is_of_code_not_of_words(tmp_path):

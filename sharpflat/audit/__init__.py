@@ -1,6 +1,7 @@
 """Audits: which changes of parametrisation, and which number formats, a metric withstands."""
 
 from sharpflat.audit.invariance import InvarianceRow, InvarianceTable, invariance_table
+from sharpflat.audit.planning import planned
 from sharpflat.audit.precision import PrecisionRow, PrecisionTable, precision_table
 
 __all__ = [
@@ -9,5 +10,6 @@ __all__ = [
     "PrecisionRow",
     "PrecisionTable",
     "invariance_table",
+    "planned",
     "precision_table",
 ]

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from sharpflat.audit import tables
+from sharpflat.audit.changes import Change
 from sharpflat.audit.measuring import (
     UNCERTIFIED,
     Spec,
@@ -22,19 +23,20 @@ from sharpflat.audit.measuring import (
     shown,
 )
 from sharpflat.audit.reparametrisations import (
-    Change,
     batch_norm_scale,
     check_alpha,
     logit_rescaling,
     permuted_units,
     relu_rescaling,
 )
-from sharpflat.objective import Objective
+from sharpflat.objective import BatchNormPolicy, Objective
 from sharpflat.registry import InputError
 from sharpflat.sharpness import Estimate
 
 Verdict = Literal["invariant", "fooled", "undecided"]
 
+ALPHA = 4.0
+"""The factor of the rescalings by default; a power of two leaves no rounding."""
 SAME = 0.005
 """Relative: rounding, and what solvers leave, is below it."""
 TOLERANCE = 0.02
@@ -81,6 +83,7 @@ class InvarianceTable:
         rows: a row a metric and change.
         changes: what was changed.
         alpha: the factor of the rescalings.
+        batch_norm: the objective's policy.
         not_made: changes that the network has no place for, with the reason.
         skipped: metrics that could not be measured, with the reason.
     """
@@ -88,6 +91,7 @@ class InvarianceTable:
     rows: tuple[InvarianceRow, ...]
     changes: tuple[Change, ...]
     alpha: float
+    batch_norm: BatchNormPolicy | None
     not_made: tuple[str, ...]
     skipped: dict[str, str]
 
@@ -129,16 +133,15 @@ class InvarianceTable:
             f"a change that keeps the function fools: {', '.join(sorted(worst)) or 'none'}",
             f"none of them moves: {', '.join(self.invariant) or 'none'}",
         ]
-        for change in self.changes:
-            factor = "" if change.name == "permuted_units" else f", α = {self.alpha:g}"
-            moved = f"outputs moved by {change.deviation:.1g} of their norm"
-            notes.append(f"{change.name}: {', '.join(change.layers)}{factor}; {moved}")
+        notes += [self._made(change) for change in self.changes]
         notes += [f"not made: {reason}" for reason in self.not_made]
         notes += [
-            f"invariant: equal within {SAME:.1%} and three combined standard errors; fooled: "
-            f"apart by more than {TOLERANCE:.0%} and those; undecided: neither, or the errors are "
-            f"too large to tell, or a certificate ({UNCERTIFIED}: it did not hold) or an error "
-            f"(± ?) is lacking and it is less than a factor of two"
+            f"batch norm: {self.batch_norm}",
+            f"invariant: both certificates held ({UNCERTIFIED}: it did not), and equal within "
+            f"{SAME:.1%} and three combined standard errors, together no more than "
+            f"{RESOLUTION:.0%}, or within {PAIRED:.1%}; fooled: apart by more than {TOLERANCE:.0%} "
+            f"and those errors, and by a factor of two where a certificate or an error (± ?) is "
+            f"lacking; undecided: all else",
         ]
         notes += [f"skipped: {name}: {reason}" for name, reason in self.skipped.items()]
         failed = [(row, failure(row.before) or failure(row.after)) for row in self.rows]
@@ -146,13 +149,19 @@ class InvarianceTable:
             f"failed: {_label(row)}, {row.change}: {reason}" for row, reason in failed if reason
         ]
 
+    def _made(self, change: Change) -> str:
+        factor = "" if change.name == "permuted_units" else f", α = {self.alpha:g}"
+        kept = f"; leaves {', '.join(change.untouched)} alone" if change.untouched else ""
+        moved = f"outputs moved by {change.deviation:.1g} of their norm"
+        return f"{change.name}: {', '.join(change.layers)}{factor}; {moved}{kept}"
+
 
 def invariance_table(
     objective: Objective,
     metrics: Spec | Sequence[Spec] | None = None,
     *,
     seed: int = 0,
-    alpha: float = 4.0,
+    alpha: float = ALPHA,
     layer: str | None = None,
     say: Callable[[str], None] = lambda line: None,
     **inputs: Any,
@@ -161,9 +170,13 @@ def invariance_table(
 
     `relu_rescaling`, `batch_norm_scale` and `permuted_units` keep it, which is checked on the
     outputs of all examples; `logit_rescaling` multiplies them, so that only the predictions stay.
-    Each is made once, at the first hidden layer that will do. The seed is the same throughout, but
-    random numbers are tied to coordinates: after a change they may mean other directions, and
-    standard errors decide. What is seen at one α is evidence of invariance, no proof.
+    Each is made at every hidden layer that will do, all of these in one change: made at one layer,
+    it would leave alone a measure that looks at another. Kernels that it still does not touch, as
+    `batch_norm_scale` the last, are named below the table.
+
+    The seed is the same throughout, but random numbers are tied to coordinates: after a change they
+    may mean other directions, and standard errors decide. What is seen at one α is evidence of
+    invariance, no proof.
 
     The inputs stay as they are: `distance_from_initialization` is measured from the same start,
     for that is how it would be fooled. Metrics of an optimizer's state are skipped, as that state
@@ -175,7 +188,7 @@ def invariance_table(
             and the inputs allow, the others are listed as skipped.
         seed: of all that is random.
         alpha: factor of the rescalings, positive and not 1.
-        layer: the hidden layer to change, as `Dense_0`.
+        layer: the one hidden layer to change, as `Dense_0`; None for all.
         say: told of each measurement before it is made.
         **inputs: what metrics need beside the objective (`initial_params`, ...).
 
@@ -200,7 +213,7 @@ def invariance_table(
     """
     objective.need_outputs("invariance_table")
     requests, skipped = chosen(objective, metrics, inputs, UNFIT)
-    changes, not_made = _changes(objective, alpha, layer)
+    changes, not_made = all_changes(objective, alpha, layer)
 
     def measured(name: str, where: Objective) -> list[Estimate]:
         return estimates(where, requests, seed, inputs, lambda metric: say(f"{name}: {metric}"))
@@ -216,7 +229,8 @@ def invariance_table(
         for i, (name, arguments) in enumerate(requests)
         for change, there in zip(changes, after, strict=True)
     ]  # fmt: skip
-    return InvarianceTable(tuple(rows), changes, alpha, not_made, skipped)
+    policy = objective.batch_norm
+    return InvarianceTable(tuple(rows), changes, alpha, policy, not_made, skipped)
 
 
 def verdict(before: Estimate, after: Estimate) -> Verdict:
@@ -244,10 +258,14 @@ def verdict(before: Estimate, after: Estimate) -> Verdict:
     return "invariant" if certified and same and resolved else "undecided"
 
 
-def _changes(
+def all_changes(
     objective: Objective, alpha: float, layer: str | None
 ) -> tuple[tuple[Change, ...], tuple[str, ...]]:
-    """Every kind of change that the network has a place for, and why it has none for others."""
+    """Every kind of change that the network has a place for, and why it has none for others.
+
+    Raises:
+        InputError: as `invariance_table`.
+    """
     check_alpha(alpha)
     kinds: list[Callable[[Objective], Change]] = [
         partial(relu_rescaling, alpha=alpha, layer=layer),

@@ -23,7 +23,7 @@ from sharpflat.audit.measuring import (
     mark,
     shown,
 )
-from sharpflat.objective import Objective
+from sharpflat.objective import BatchNormPolicy, Objective
 from sharpflat.sharpness import Estimate
 
 REFERENCE = "float64"
@@ -82,11 +82,13 @@ class PrecisionTable:
     Attributes:
         rows: a row a metric and format.
         formats: float64 last.
+        batch_norm: the objective's policy; None for a plain loss function.
         skipped: metrics that could not be measured, with the reason.
     """
 
     rows: tuple[PrecisionRow, ...]
     formats: tuple[str, ...]
+    batch_norm: BatchNormPolicy | None
     skipped: dict[str, str]
 
     def __repr__(self) -> str:
@@ -107,11 +109,13 @@ class PrecisionTable:
 
     def _notes(self) -> list[str]:
         notes = [
-            "digits: of the float64 value; s.e.: the difference in combined standard errors, and "
-            "their size in percent of the value, where it has one: random numbers are others in "
-            "each format",
+            "digits: those that agree with float64; s.e.: where random numbers, others in each "
+            f"format, make a difference of up to {AGREE:g} combined standard errors, the "
+            "difference in these, and their size in percent of the value, where it has one",
             f"{UNCERTIFIED}: the metric's own certificate did not hold there",
         ]
+        if self.batch_norm is not None:
+            notes.append(f"batch norm: {self.batch_norm}")
         if "tensorfloat32" not in self.formats:
             notes.append(f"tensorfloat32: none on this platform ({jax.default_backend()})")
         notes += [f"skipped: {name}: {reason}" for name, reason in self.skipped.items()]
@@ -135,8 +139,8 @@ def precision_table(
 
     Parameters, state, data and inputs are cast, and all is computed in that format as far as the
     metric itself does not widen it; float32 means float32 in matrix products too, on a GPU as
-    well. JAX draws other random numbers in other formats: where a standard error is above zero, the
-    difference is given in standard errors instead of digits. One that is not known (None) counts as
+    well. JAX draws other random numbers in other formats: a difference within three combined
+    standard errors is given in these instead of digits. One that is not known (None) counts as
     none, and the digits then show the draws as well as the format.
 
     Args:
@@ -163,7 +167,7 @@ def precision_table(
         ['float32', 'float64']
     """
     requests, skipped = chosen(objective, metrics, inputs, {})
-    formats = _formats()
+    formats = formats_here()
 
     def measured(format: str) -> list[Estimate]:
         with _computing_in(format):
@@ -176,10 +180,11 @@ def precision_table(
         for i, (name, arguments) in enumerate(requests)
         for format in formats
     ]
-    return PrecisionTable(tuple(rows), formats, skipped)
+    return PrecisionTable(tuple(rows), formats, objective.batch_norm, skipped)
 
 
-def _formats() -> tuple[str, ...]:
+def formats_here() -> tuple[str, ...]:
+    """Those of this platform, float64 last."""
     rounded = ("tensorfloat32",) if jax.default_backend() == "gpu" else ()
     return ("bfloat16", *rounded, "float32", REFERENCE)
 
@@ -212,14 +217,8 @@ def _said(row: PrecisionRow) -> str:
         return reason.partition(":")[0]
     if math.isnan(row.digits):
         return f"not finite{mark(row.estimate)}"
-    if row.errors is None:
+    if row.errors is None or row.errors > AGREE:
         return f"{row.digits:.1f} digits{mark(row.estimate)}"
-    if row.errors > AGREE:
-        return f"off by {_percent(row, row.difference)} ({row.errors:.0f} s.e.){mark(row.estimate)}"
-    return f"{row.errors:.1f} s.e. of {_percent(row, row.error)}{mark(row.estimate)}"
-
-
-def _percent(row: PrecisionRow, number: float) -> str:
-    """Of the value in float64, if that is not zero."""
     size = abs(row.reference.value)
-    return f"{100 * number / size:.2g}%" if size else f"{number:.2g}"
+    error = f"{100 * row.error / size:.2g}%" if size else f"{row.error:.2g}"
+    return f"{row.errors:.1f} s.e. of {error}{mark(row.estimate)}"

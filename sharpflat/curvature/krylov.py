@@ -95,7 +95,7 @@ class Krylov:
 
     def tridiagonal(self, m: int) -> np.ndarray:
         """QᵀHQ of the first m basis vectors, `[m, m]`."""
-        off = np.array(self._coupling[: m - 1])
+        off = np.array(self._coupling[: max(m - 1, 0)])
         return np.diag(self._diagonal[:m]) + np.diag(off, 1) + np.diag(off, -1)
 
     def coupling(self, m: int) -> float:
@@ -103,9 +103,8 @@ class Krylov:
         return self._coupling[m - 1] if m else 0.0
 
     def basis(self, m: int) -> jax.Array:
-        """The first m basis vectors, `[capacity, p]`, zeros below them."""
-        keep = (np.arange(len(self._basis)) < m).astype(self._basis.dtype)
-        return self._basis * keep[:, None]
+        """The first m basis vectors and, up to a multiple of 8, zeros below them: `[rows, p]`."""
+        return _first(self._basis, m, max(8 * -(-m // 8), 8))
 
     def _step(self, product: Callable[[Any], Any]) -> None:
         done = len(self._diagonal)
@@ -122,6 +121,12 @@ class Krylov:
         """Whether nothing but rounding is left outside."""
         scale = np.abs(self._diagonal[:m]).max() + np.abs(self._coupling[:m]).max()
         return self._coupling[m - 1] <= 10 * self.epsilon * scale
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _first(basis: jax.Array, m: Any, rows: int) -> jax.Array:
+    basis = jnp.pad(basis[:rows], ((0, max(rows - len(basis), 0)), (0, 0)))
+    return jnp.where((jnp.arange(rows) < m)[:, None], basis, 0)
 
 
 @functools.partial(jax.jit, static_argnums=3)

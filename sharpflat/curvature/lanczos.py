@@ -18,13 +18,11 @@ class Eigenvalue(NamedTuple):
     Attributes:
         value: λ.
         residual: ‖Hv − λv‖ / |λ|.
-        error: a bound of the relative distance to an eigenvalue of H: see `outermost_eigenvalue`.
         products: operator products used, those of a shared space included.
     """
 
     value: float
     residual: float
-    error: float
     products: int
 
 
@@ -34,47 +32,46 @@ class Eigenpairs(NamedTuple):
     Attributes:
         values: `[k]`.
         vectors: `[k, p]`, orthonormal, the parameters flattened by `ravel_pytree`.
-        residuals: ‖Hv − λv‖ / |λ|, `[k]`.
+        residuals: ‖Hv − λv‖, `[k]`.
         products: operator products used, those of a shared space included.
+        complete: whether a round of its own showed that no other one is further out.
     """
 
     values: np.ndarray
     vectors: jax.Array
     residuals: np.ndarray
     products: int
+    complete: bool = False
 
 
 def outermost_eigenvalue(
     space: Krylov, *, tolerance: float, max_steps: int, sign: float = 1.0
 ) -> Eigenvalue:
-    """The largest eigenvalue (with `sign` −1 the smallest), to a relative error of `tolerance`.
+    """The largest eigenvalue (with `sign` −1 the smallest), to a residual of `tolerance`.
 
-    The space grows until min(r, r² / δ) ≤ `tolerance` |λ|, r = ‖Hv − λv‖ = β |s_m| from Lanczos and
-    δ the distance from λ to the other Ritz values, each less its own residual. Some eigenvalue lies
-    within r of λ (Weyl), and within r² / δ if no other one is nearer to λ than δ (Kato and Temple):
-    nearer ones that the space has not met yet would escape the second.
+    The space grows until r = ‖Hv − λv‖ = β |s_m| is at most `tolerance` |λ|. Some eigenvalue lies
+    within r of λ, and within r² / δ where no other one is nearer than δ. That second bound is no
+    criterion: of two eigenvalues that the space has not yet told apart it would certify a number
+    between them.
 
     Args:
         space: a Krylov space of the operator, used as far as it has grown.
-        tolerance: of the relative error.
+        tolerance: of the relative residual.
         max_steps: Lanczos steps at most.
         sign: +1 for the largest, −1 for the smallest.
 
     Source: Parlett (1998), theorems 4.5.1 and 11.7.1.
     """
-    m = space.grow(max_steps, lambda m: _outermost(space, m, sign).error <= tolerance)
+    m = space.grow(max_steps, lambda m: _outermost(space, m, sign).residual <= tolerance)
     return _outermost(space, m, sign)
 
 
 def _outermost(space: Krylov, m: int, sign: float) -> Eigenvalue:
     values, rotation = np.linalg.eigh(sign * space.tridiagonal(m))
     rounding = space.epsilon * np.abs(values).max()
-    residuals = space.coupling(m) * np.abs(rotation[-1]) + rounding
-    value, residual = values[-1], residuals[-1]
-    gap = np.min(value - values[:-1] - residuals[:-1]) if m > 1 else 0.0
-    bound = min(residual, residual**2 / gap) if gap > 0 else residual
-    size = abs(value) if value else 1.0
-    return Eigenvalue(sign * value, residual / size, (bound + rounding) / size, m)
+    residual = space.coupling(m) * abs(rotation[-1, -1]) + rounding
+    size = abs(values[-1]) if values[-1] else 1.0
+    return Eigenvalue(sign * values[-1], residual / size, m)
 
 
 def eigenpairs(
@@ -101,37 +98,33 @@ def eigenpairs(
         max_steps: Lanczos steps of a round, at most.
         sign: +1 for the largest, −1 for the smallest.
     """
-    locked, products = _empty(space), 0
-    while True:
-        found = _round(space, k, tolerance, max_steps, sign)
+    locked, products, complete = _empty(space), 0, False
+    while not complete:
+        enough = len(locked.values) >= k
+        kth = np.sort(sign * locked.values)[-k] if enough else 0.0
+        found = _round(space, 1 if enough else k, tolerance, max_steps, sign, abs(kth))
         products += found.products
-        if len(locked.values) >= k and not _further_out(found, locked, k, tolerance, sign):
-            break
-        certified = (found.residuals <= tolerance).any()
-        locked = _joined(locked, found, tolerance if certified else np.inf)
-        if not certified or len(locked.values) == locked.vectors.shape[1]:
+        certified = found.residuals <= tolerance * np.maximum(np.abs(found.values), abs(kth))
+        if enough and certified[0] and sign * found.values[0] <= kth + tolerance * abs(kth):
+            complete = True
+        else:
+            locked = _joined(locked, found, certified if certified.any() else ~certified)
+            complete = len(locked.values) == locked.vectors.shape[1]
+        if not certified.any():
             break
         key, start = jax.random.split(key)
         space = Krylov(space.operator, space.objective, start, locked.vectors)
     order = np.argsort(-sign * locked.values)[:k]
-    return Eigenpairs(
-        locked.values[order], locked.vectors[order], locked.residuals[order], products
-    )
+    best = (locked.values[order], locked.vectors[order], locked.residuals[order])
+    return Eigenpairs(*best, products, complete)
 
 
 def _empty(space: Krylov) -> Eigenpairs:
     return Eigenpairs(np.zeros(0), jnp.zeros_like(space.locked[:0]), np.zeros(0), 0)
 
 
-def _further_out(
-    found: Eigenpairs, locked: Eigenpairs, k: int, tolerance: float, sign: float
-) -> bool:
-    kth = np.sort(sign * locked.values)[-k]
-    return bool(sign * found.values[0] > kth + tolerance * abs(kth))
-
-
-def _joined(locked: Eigenpairs, found: Eigenpairs, tolerance: float) -> Eigenpairs:
-    good = np.flatnonzero(found.residuals <= tolerance)
+def _joined(locked: Eigenpairs, found: Eigenpairs, chosen: np.ndarray) -> Eigenpairs:
+    good = np.flatnonzero(chosen)
     return Eigenpairs(
         np.concatenate([locked.values, found.values[good]]),
         jnp.concatenate([locked.vectors, found.vectors[good]]),
@@ -140,13 +133,16 @@ def _joined(locked: Eigenpairs, found: Eigenpairs, tolerance: float) -> Eigenpai
     )
 
 
-def _round(space: Krylov, k: int, tolerance: float, max_steps: int, sign: float) -> Eigenpairs:
-    """The outermost pairs of one space, best first."""
+def _round(
+    space: Krylov, k: int, tolerance: float, max_steps: int, sign: float, size: float
+) -> Eigenpairs:
+    """The outermost pairs of one space, best first; of those below `size` it is the measure."""
 
     def settled(m: int) -> bool:
         values, rotation = np.linalg.eigh(sign * space.tridiagonal(m))
         residuals = space.coupling(m) * np.abs(rotation[-1, -k:])
-        return m >= k and bool((residuals <= tolerance * np.abs(values[-k:])).all())
+        allowed = tolerance * np.maximum(np.abs(values[-k:]), size)
+        return m >= k and bool((residuals <= allowed).all())
 
     m = space.grow(max_steps, settled)
     _, rotation = np.linalg.eigh(sign * space.tridiagonal(m))
@@ -164,14 +160,13 @@ def _round(space: Krylov, k: int, tolerance: float, max_steps: int, sign: float)
 def _refined(
     product: Any, params: Any, basis: jax.Array, rotation: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Ritz vectors, their Rayleigh quotients and ‖Hv − λv‖ / |λ|, by products of their own."""
+    """Ritz vectors, their Rayleigh quotients and ‖Hv − λv‖, by products of their own."""
     _, unravel = ravel_pytree(params)
     vectors = rotation.astype(basis.dtype) @ basis
 
     def one(vector: jax.Array) -> tuple[jax.Array, jax.Array]:
         image = ravel_pytree(product(unravel(vector)))[0]
         value = vector @ image / (vector @ vector)
-        rest = jnp.linalg.norm(image - value * vector)
-        return value, jnp.where(rest == 0, 0.0, rest / jnp.abs(value))
+        return value, jnp.linalg.norm(image - value * vector)
 
     return vectors, *jax.lax.map(one, vectors)

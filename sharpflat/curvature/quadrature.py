@@ -20,16 +20,21 @@ class Quadrature(NamedTuple):
     weights: np.ndarray
 
 
-def quadrature(spaces: Sequence[Krylov], steps: int) -> Quadrature:
-    """Gauss quadrature of the spectral measure of each space's start.
+def quadrature(space: Krylov, steps: int) -> Quadrature:
+    """Gauss quadrature of the spectral measure of a space's start, `[1, steps]`.
 
     Source: Ubaru, Chen and Saad (2017), algorithm 1.
     """
-    nodes, weights = np.zeros((2, len(spaces), steps))
-    for row, space in enumerate(spaces):
-        m = min(steps, space.grow(steps))
-        values, rotation = np.linalg.eigh(space.tridiagonal(m))
-        nodes[row, :m], weights[row, :m] = values, rotation[0] ** 2
+    nodes, weights = np.zeros((2, 1, steps))
+    m = space.grow(steps)
+    values, rotation = np.linalg.eigh(space.tridiagonal(m))
+    nodes[0, :m], weights[0, :m] = values, rotation[0] ** 2
+    return Quadrature(nodes, weights)
+
+
+def joined(rules: Sequence[Quadrature]) -> Quadrature:
+    """The rules of several starts as one."""
+    nodes, weights = (np.concatenate(parts) for parts in zip(*rules, strict=True))
     return Quadrature(nodes, weights)
 
 

@@ -14,6 +14,7 @@ from jax.tree_util import Partial
 from sharpflat.batch import Batch
 from sharpflat.networks.adapter import Model, has_batch_norm, nnx_parts
 from sharpflat.objective import derivatives
+from sharpflat.objective.layers import name_of
 from sharpflat.objective.losses import LOSSES
 from sharpflat.objective.sharing import once
 from sharpflat.registry import InputError, closest
@@ -251,8 +252,7 @@ class Objective:
 
     def layers(self) -> list[str]:
         """The parameters' names, a path a leaf, as `Dense_0/kernel`."""
-        paths, _ = jax.tree.flatten_with_path(self.params)
-        return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+        return [name_of(path) for path, _ in jax.tree.leaves_with_path(self.params)]
 
     def shared(self, function: Callable[..., Any], key: jax.Array, *args: Any) -> Any:
         """`function(self, key, *args)`, computed once for the metrics of one `measure` call."""

@@ -28,8 +28,8 @@ def once(function: Callable[..., Any], owner: Any, key: jax.Array, *args: Any) -
     cache = _SHARED.get()
     if cache is None:
         return function(owner, key, *args)
-    leaves = [jax.random.key_data(key), *jax.tree.leaves(args)]
-    name = (function, id(owner), *map(_told_apart, leaves))
+    leaves, structure = jax.tree.flatten((jax.random.key_data(key), args))
+    name = (function, id(owner), structure, *map(_told_apart, leaves))
     if name not in cache:
         # The owner is kept beside its result, so that its id is not given to another.
         cache[name] = (owner, function(owner, key, *args))
@@ -39,4 +39,5 @@ def once(function: Callable[..., Any], owner: Any, key: jax.Array, *args: Any) -
 def _told_apart(leaf: Any) -> Any:
     """Numbers by what they are, all else by itself."""
     number = isinstance(leaf, int | float | np.ndarray | np.generic | jax.Array)
-    return np.asarray(leaf).tobytes() if number else leaf
+    array = np.asarray(leaf) if number else None
+    return leaf if array is None else (array.shape, str(array.dtype), array.tobytes())

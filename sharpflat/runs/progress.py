@@ -29,14 +29,18 @@ class Task:
         if self._bars is not None and self._bar is not None:
             self._bars.update(self._bar, completed=done, description=f"{self.name}  {note}")
         elif time.monotonic() - self._spoken > 30:
-            self._spoken = time.monotonic()
-            console.print(
-                f"{self.name}: {done:.4g} of {self.total}  {note}".rstrip(), soft_wrap=True
-            )
+            self._say()
 
     def note(self, note: str) -> None:
-        """What is at work now."""
+        """What is at work from now on; a plain line at once."""
         self.update(self._done, note)
+        if self._bars is None:
+            self._say()
+
+    def _say(self) -> None:
+        self._spoken = time.monotonic()
+        line = f"{self.name}: {self._done:.4g} of {self.total}  {self._note}"
+        console.print(line.rstrip(), soft_wrap=True)
 
     def finish(self, note: str = "") -> None:
         """The work is done."""
@@ -68,6 +72,9 @@ class _SilentTask(Task):
         self.name, self.total, self._done = name, total, 0.0
 
     def update(self, done: float, note: str | None = None) -> None:
+        pass
+
+    def note(self, note: str) -> None:
         pass
 
     def finish(self, note: str = "") -> None:

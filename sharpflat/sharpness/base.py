@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -150,7 +151,7 @@ def measure_each(
     known = {*_INPUTS, *(name for entry, _ in checked for name in entry.inputs)}
     for entry, arguments in checked:
         _check_inputs(entry, inputs, known)
-        check(entry, objective, arguments)
+        check(entry, objective, {**arguments, **{name: inputs[name] for name in entry.inputs}})
     if not trees.all_finite(objective.params):
         raise InputError("params: hold numbers that are not finite; nothing can be measured there")
     key = jax.random.key(seed)
@@ -169,6 +170,11 @@ def measure_each(
 
 def check(entry: Entry, objective: Objective, arguments: Mapping[str, Any]) -> None:
     """Refuse what `entry` cannot measure on `objective`, whose arrays need only have shapes.
+
+    Args:
+        entry: the metric.
+        objective: where it would be measured.
+        arguments: all of them, and inputs (`initial_params`, ...) where they are at hand already.
 
     Raises:
         InputError: one line that names the metric.
@@ -261,5 +267,5 @@ def _checked(entry: Entry, estimate: Any) -> Estimate:
     return estimate._replace(
         value=float(estimate.value),
         standard_error=None if error is None else float(error),
-        converged=bool(estimate.converged),
+        converged=bool(estimate.converged) and math.isfinite(estimate.value),
     )

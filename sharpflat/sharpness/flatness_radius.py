@@ -15,7 +15,7 @@ from sharpflat.objective import Objective
 from sharpflat.registry import Count, Fraction, Positive, metric
 from sharpflat.sharpness.base import Estimate
 from sharpflat.sharpness.crossing import Crossing, first_crossing
-from sharpflat.sharpness.pac_bayes import needs_classes
+from sharpflat.sharpness.pac_bayes import lost, may_be_lost, needs_classes
 from sharpflat.sharpness.sam import loss_and_gradient
 from sharpflat.sharpness.subsets import scales
 
@@ -150,8 +150,9 @@ def _search(
     _, gradient = objective.shared(loss_and_gradient, key)
     size = scales(objective.params, magnitude)
     start = START_RELATIVE if magnitude else START
+    allowed = may_be_lost(drop, objective.data.size)
     found, accuracy = _bracket(
-        objective, key, gradient, size, start, drop, steps, ascent, tolerance
+        objective, key, gradient, size, start, allowed, steps, ascent, tolerance
     )
     return found._replace(state=()), accuracy
 
@@ -163,12 +164,12 @@ def _bracket(
     gradient: Any,
     size: Any,
     start: float,
-    drop: float,
+    allowed: int,
     steps: int,
     ascent: int,
     tolerance: float,
 ) -> tuple[Crossing, jax.Array]:
-    """The bracket of α for |δ_i| ≤ α `size`_i, and A(w)."""
+    """The bracket of α for |δ_i| ≤ α `size`_i, where `allowed` examples may be lost, and A(w)."""
     accuracy = objective.accuracy(objective.params)
     noise = trees.random_like(key, gradient, sampler=jax.random.normal)
     vertex = jax.tree.map(lambda g, n: jnp.sign(jnp.where(g == 0, n, g)), gradient, noise)
@@ -176,7 +177,7 @@ def _bracket(
     def passed(alpha: jax.Array, vertex: Any) -> tuple[jax.Array, Any]:
         radius = trees.scale(alpha, size)
         worst, there = _attack(objective, radius, vertex, ascent)
-        success = accuracy - worst > drop
+        success = lost(accuracy, worst, objective.data.size) > allowed
         return success, jax.tree.map(lambda a, b: jnp.where(success, a, b), there, vertex)
 
     first = jnp.asarray(start, jnp.result_type(*jax.tree.leaves(objective.params)))

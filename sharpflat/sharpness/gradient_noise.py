@@ -127,10 +127,11 @@ def gradient_noise_scale(objective: Objective, key: jax.Array) -> Estimate:
     The paper estimates the population's scale from gradients at two batch sizes. `population` is
     its estimate S/|G|² for the sizes 1 and n, with all n examples as the single ones:
     |G|² = (n ‖ḡ‖² − ‖g‖²)/(n − 1) and S = (‖g‖² − ‖ḡ‖²)/(1 − 1/n), ‖g‖² = (1/n) Σ_i ‖g_i‖², each
-    unbiased where the parameters were not fitted to these examples. `low` to `high` is Fieller's
-    interval (95 %, of the draw of the examples), with covariances by the jackknife; `high` is
-    infinite where the examples cannot tell |G|² from zero. `population` is NaN where |G|² ≤ 0; the
-    interval too where that is beyond chance, as at a minimum that was fitted to the examples.
+    unbiased where the parameters were not fitted to these examples. `population_low` to
+    `population_high` is Fieller's interval of it (95 %, of the draw of the examples), with
+    covariances by the jackknife; its upper end is infinite where the examples cannot tell |G|² from
+    zero. `population` is NaN where |G|² ≤ 0; the interval too where that is beyond chance, as at a
+    minimum that was fitted to the examples.
 
     Args:
         objective: where to measure.
@@ -139,8 +140,8 @@ def gradient_noise_scale(objective: Objective, key: jax.Array) -> Estimate:
     Returns:
         `standard_error` is 0. `converged` if ‖ḡ‖ stands above rounding: it exceeds 10 ε times the
         root mean square of ‖g_i‖. Details: `covariance_trace` = tr Σ, `squared_gradient_norm` =
-        ‖ḡ‖², and of the population `population`, `low`, `high`, `population_covariance_trace` = S,
-        `population_squared_gradient_norm` = |G|².
+        ‖ḡ‖², and of the population `population`, `population_low`, `population_high`,
+        `population_covariance_trace` = S, `population_squared_gradient_norm` = |G|².
 
     Raises:
         InputError: batch norm under `batch`, where an example has no gradient of its own.
@@ -168,8 +169,8 @@ def _population(found: ExampleGradients) -> dict[str, float]:
     """S, |G|², their ratio and its interval; all NaN for fewer than three examples."""
     n, deviations = len(found.deviations), found.deviations
     if n < 3 or not np.isfinite(found.squares).all():
-        names = ("", "_covariance_trace", "_squared_gradient_norm")
-        return {**{f"population{name}": np.nan for name in names}, "low": np.nan, "high": np.nan}
+        names = ("", "_low", "_high", "_covariance_trace", "_squared_gradient_norm")
+        return {f"population{name}": np.nan for name in names}
     noise = deviations.sum() / (n - 1)
     signal = found.mean_square - noise / n
     without = (deviations.sum() - deviations * n / (n - 1)) / (n - 2)
@@ -178,8 +179,8 @@ def _population(found: ExampleGradients) -> dict[str, float]:
     low, high = _fieller(noise, signal, covariance)
     return {
         "population": _over(noise, signal) if signal > 0 else np.nan,
-        "low": low,
-        "high": high,
+        "population_low": low,
+        "population_high": high,
         "population_covariance_trace": noise,
         "population_squared_gradient_norm": signal,
     }

@@ -15,6 +15,7 @@ from sharpflat import trees
 from sharpflat.objective import Objective
 from sharpflat.registry import Count, InputError, Positive, metric
 from sharpflat.sharpness.base import Estimate
+from sharpflat.sharpness.subsets import exact_gradient
 
 TOLERANCE = 0.01
 
@@ -103,8 +104,7 @@ def keskar_sharpness(
         rows.append(_row(box, loss, starts, found))
     details = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     phi = details.pop("phi")
-    exact_gradient = objective.batch_norm != "recalibrated" or not objective.has_batch_norm
-    converged = exact_gradient and bool(certified(phi, details, starts).all())
+    converged = exact_gradient(objective) and bool(certified(phi, details, starts).all())
     error = float(phi.std(ddof=1) / np.sqrt(len(phi))) if len(phi) > 1 else None
     return Estimate(float(phi.mean()), error, converged, {**details, "loss": np.float64(loss)})
 

@@ -44,14 +44,15 @@ def layerwise_hessian(
         key: PRNG key.
         probes: v's of the traces.
         steps: dimension of Q for the traces.
-        tolerance: of the relative error of each block's top eigenvalue.
+        tolerance: of the relative residual of each block's top eigenvalue.
         max_steps: Lanczos steps a block at most.
         parameters: pattern of the parameters' names: only their layers.
 
     Returns:
-        The value is the largest of the layers' top eigenvalues, `standard_error` the bound of its
-        error, `converged` if every layer's bound holds. Details, a row a layer: `layers` (names),
-        `sizes`, `top_eigenvalues`, `errors` (relative bounds), `traces`, `trace_standard_errors`.
+        The value is the largest of the layers' top eigenvalues, `converged` if every layer's
+        residual is within `tolerance`, `standard_error` 0 then and else None, as of
+        `hessian_top_eigenvalues`. Details, a row a layer: `layers` (names), `sizes`,
+        `top_eigenvalues`, `residuals` (relative), `traces`, `trace_standard_errors`.
 
     Raises:
         InputError: a pattern that fits no parameter.
@@ -77,18 +78,17 @@ def layerwise_hessian(
     sizes = np.array([np.size(leaf) for leaf in jax.tree.leaves(part.params)]) @ belongs
     blocks = [[name for name in names if _layer(name) == layer] for layer in layers]
     rows = [_top(part.restrict(block), key, tolerance, max_steps) for block in blocks]
-    values, errors = np.array(rows).T
-    best = int(np.argmax(values))
-    error = float(errors[best] * abs(values[best])) if errors[best] <= tolerance else None
+    values, residuals = np.array(rows).T
+    converged = bool((residuals <= tolerance).all())
     details = {
         "layers": np.array(layers),
         "sizes": sizes.astype(int),
         "top_eigenvalues": values,
-        "errors": errors,
+        "residuals": residuals,
         "traces": traces.mean(axis=0),
         "trace_standard_errors": spread / np.sqrt(len(traces)),
     }
-    return Estimate(float(values[best]), error, bool((errors <= tolerance).all()), details)
+    return Estimate(float(values.max()), 0.0 if converged else None, converged, details)
 
 
 def _layer(name: str) -> str:
@@ -97,7 +97,7 @@ def _layer(name: str) -> str:
 
 
 def _top(block: Objective, key: jax.Array, tolerance: float, steps: int) -> tuple[float, float]:
-    """A block's top eigenvalue and its relative error."""
+    """A block's top eigenvalue and its relative residual."""
     space = Krylov(hessian, block, key)
     found = outermost_eigenvalue(space, tolerance=tolerance, max_steps=steps)
-    return found.value, found.error
+    return found.value, found.residual

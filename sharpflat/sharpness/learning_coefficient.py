@@ -25,9 +25,9 @@ from sharpflat.sharpness.langevin import (
     recorded,
     too_wide,
 )
-from sharpflat.sharpness.subsets import whole_chunks
+from sharpflat.sharpness.subsets import exact_gradient, whole_chunks
 
-MIXED = 1.1
+MIXED, FILLED = 1.1, 1.5
 OF_STABLE = 1.0
 """ε k for the default step, k the largest curvature; the step is stable below 4."""
 
@@ -65,8 +65,13 @@ def local_learning_coefficient(
     leaves the mean. The batches' noise is not corrected for: it widens p by about
     1 + ε (n β)² S / 4 along a direction in which a batch's gradient has variance S. The source
     leaves γ and ε to the user. γ bounds the part of the basin that counts, so that values compare
-    at equal γ only; its default lets chains of this length settle where n β λmax is below about
-    60 γ.
+    at equal γ only.
+
+    The chains start with no width. Along a direction of little curvature the drift is ε γ / 2 a
+    step, so that the variance after t steps is short of its end by exp(−ε γ t); along one of
+    curvature h_i by exp(−ε (n β h_i + γ) t). Where `burn_in` · ε γ ≥ 1.5 the flattest directions
+    are short by 22 % at most when recording begins, those of n β h_i = γ, of which half counts, by
+    5 %. With the default ε that asks for n β h ≤ (`burn_in` / 1.5 − 1) γ, 65 γ by default.
 
     Args:
         objective: L, at its parameters w*, which should be a minimum.
@@ -86,10 +91,12 @@ def local_learning_coefficient(
         number of parameters, twice what theory allows) or the chains, taken together, still drift
         (their second halves differ from the first at 99 % confidence and by 1 %), have come apart
         (split R̂ above 1.1) or are wider than p (their virial, the mean of (w − w*) · ∇(−log p) per
-        parameter, is above 1 at 99 % confidence and by 10 %), or there is only one. Where a loss is
-        not finite the value is NaN. Details: `chains` = λ̂ of each, `failed` a chain, `trace` =
-        n β (L_B(w_t) − L_B(w*)) `[chains, burn_in + steps]`, `virials` a chain, `r_hat`,
-        `step_size`, `curvature` = h (0 if not needed), `n_beta`, `examples` = n.
+        parameter, is above 1 at 99 % confidence and by 10 %), or there is only one, or the burn-in
+        is short for the flattest directions, `burn_in` · ε γ < 1.5. Never under `recalibrated`
+        batch norm, whose gradients hold the statistics fixed. Where a loss is not finite the value
+        is NaN. Details: `chains` = λ̂ of each, `failed` a chain, `trace` =
+        n β (L_B(w_t) − L_B(w*)) `[chains, burn_in + steps]`, `virials` a chain, `r_hat`, `filled` =
+        `burn_in` · ε γ, `step_size`, `curvature` = h (0 if not needed), `n_beta`, `examples` = n.
 
     Raises:
         InputError: fewer than two examples; under batch norm by the chunk's statistics, a chunk
@@ -117,7 +124,8 @@ def local_learning_coefficient(
     means = kept.mean(axis=1)
     failed = ~((means >= 0) & (means <= trees.size(objective.params)))
     r_hat = split_r_hat(kept)
-    settled = not drifts(kept) and r_hat <= MIXED and not too_wide(virials)
+    filled = burn_in * float(step_size) * localization
+    settled = not drifts(kept) and r_hat <= MIXED and not too_wide(virials) and filled >= FILLED
     finite = bool(np.isfinite(means).all())
     error = float(means.std(ddof=1) / math.sqrt(chains)) if chains > 1 and finite else None
     details = {
@@ -126,12 +134,14 @@ def local_learning_coefficient(
         "trace": trace,
         "virials": virials.mean(axis=1),
         "r_hat": np.float64(r_hat),
+        "filled": np.float64(filled),
         "step_size": np.asarray(step_size),
         "curvature": np.asarray(curvature),
         "n_beta": np.float64(n_beta),
         "examples": np.asarray(n),
     }
-    return Estimate(float(means.mean()), error, settled and not failed.any(), details)
+    converged = exact_gradient(objective) and settled and not failed.any()
+    return Estimate(float(means.mean()), error, converged, details)
 
 
 def split_r_hat(trace: np.ndarray) -> float:

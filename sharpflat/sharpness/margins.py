@@ -76,7 +76,13 @@ def _kernels(objective: Objective) -> list[jax.Array]:
 
 @jax.jit
 def _spectral_norms(kernels: list[jax.Array]) -> list[jax.Array]:
-    return [jnp.linalg.norm(kernel.reshape(-1, kernel.shape[-1]), ord=2) for kernel in kernels]
+    return [_spectral_norm(kernel) for kernel in kernels]
+
+
+def _spectral_norm(kernel: jax.Array) -> jax.Array:
+    # There is no singular value decomposition in half precision.
+    kind = jnp.promote_types(kernel.dtype, jnp.float32)
+    return jnp.linalg.norm(kernel.reshape(-1, kernel.shape[-1]).astype(kind), ord=2)
 
 
 def _product(norms: np.ndarray) -> tuple[float, float]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from sharpflat import trees
 from sharpflat.objective import Objective
+from sharpflat.objective.layers import name_of
 from sharpflat.registry import InputError, closest, metric
 from sharpflat.sharpness.base import Estimate, needs_outputs
 from sharpflat.sharpness.gradient_norms import real_inputs
@@ -50,7 +51,12 @@ def parameter_norm(objective: Objective, key: jax.Array) -> Estimate:
     return _total(_leaf_norms(objective.params))
 
 
-@metric(cost=lambda n, a: 0.0)
+def _starts_alike(objective: Objective, arguments: Mapping[str, Any]) -> None:
+    if "initial_params" in arguments:
+        _matching(objective, arguments["initial_params"])
+
+
+@metric(cost=lambda n, a: 0.0, checks=(_starts_alike,))
 def distance_from_initialization(
     objective: Objective, key: jax.Array, *, initial_params: Any
 ) -> Estimate:
@@ -125,10 +131,7 @@ def _matching(objective: Objective, given: Any) -> Any:
 
 def _map_with_names(function: Callable[[str, Any], Any], tree: Any) -> Any:
     """`function(name, leaf)`, names as in `Objective.layers`."""
-    return jax.tree.map_with_path(
-        lambda path, leaf: function(jax.tree_util.keystr(path, simple=True, separator="/"), leaf),
-        tree,
-    )
+    return jax.tree.map_with_path(lambda path, leaf: function(name_of(path), leaf), tree)
 
 
 def _by_name(tree: Any) -> Named:

@@ -27,6 +27,16 @@ def needs_classes(objective: Objective, arguments: Mapping[str, Any]) -> None:
         raise InputError("labels: accuracy needs integers for classes, got real numbers")
 
 
+def may_be_lost(drop: float, examples: int) -> int:
+    """⌊drop · examples⌋, for shares that are rounded do not tell: 1 − 45/50 may exceed 0.1."""
+    return math.floor(drop * examples * (1 + 1e-12))
+
+
+def lost(before: jax.Array, after: jax.Array, examples: int) -> jax.Array:
+    """How many of `examples` two accuracies are apart, a whole number."""
+    return jnp.round((before - after) * examples)
+
+
 def _cost(examples: int, arguments: Mapping[str, Any]) -> float:
     return arguments["draws"] * (arguments["steps"] + 3) / 3
 
@@ -145,7 +155,8 @@ def _flatness(
     epsilon: float | None,
 ) -> Estimate:
     keys = jax.random.split(key, draws)
-    found, accuracy, at, slope = _search(objective, keys, drop, steps, tolerance, epsilon)
+    allowed = may_be_lost(drop, draws * objective.data.size)
+    found, accuracy, at, slope = _search(objective, keys, allowed, steps, tolerance, epsilon)
     sigma, slope, accuracies = float(found.scale), float(slope), np.asarray(at, np.float64)
     value, error = 1 / sigma**2, None
     if draws > 1 and slope < 0:
@@ -167,17 +178,20 @@ def _flatness(
 def _search(
     objective: Objective,
     keys: jax.Array,
-    drop: float,
+    allowed: int,
     steps: int,
     tolerance: float,
     epsilon: float | None,
 ) -> tuple[Crossing, jax.Array, jax.Array, jax.Array]:
-    """The bracket of σ, A(w), A(w + σ u) a draw, and the slope of their mean."""
+    """The bracket of σ, A(w), A(w + σ u) a draw, and the slope of their mean.
+
+    At σ the examples lost in all draws together are first more than `allowed`.
+    """
     at = functools.partial(_accuracies, objective, keys, epsilon)
     accuracy = objective.accuracy(objective.params)
 
     def passed(sigma: jax.Array, state: Any) -> tuple[jax.Array, Any]:
-        return accuracy - jnp.mean(at(sigma)) > drop, state
+        return jnp.sum(lost(accuracy, at(sigma), objective.data.size)) > allowed, state
 
     start = jnp.asarray(START, jnp.result_type(*jax.tree.leaves(objective.params)))
     found = first_crossing(passed, start, tolerance, steps)

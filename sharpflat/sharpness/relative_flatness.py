@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sharpflat.objective import Objective
+from sharpflat.objective.layers import order_of_use
 from sharpflat.registry import Count, InputError, closest, metric
 from sharpflat.sharpness.base import Estimate
 
@@ -32,16 +33,17 @@ def relative_flatness(
     Args:
         objective: where to measure.
         key: PRNG key of R.
-        layer: name of the kernel, as `Dense_2/kernel`; None for the last one, whose inputs are
-            the features.
+        layer: name of the kernel, as `Dense_2/kernel`; None for the last that a forward pass
+            uses, whose inputs are the features.
         draws: of R; the kernel alone is perturbed.
 
     Returns:
         `standard_error` over draws (None for one). `converged` if every draw is finite. Details:
-        `samples`.
+        `samples`; `layer`, the kernel's name.
 
     Raises:
-        InputError: no kernel (an array of two axes or more) of that name.
+        InputError: no kernel (an array of two axes or more) of that name; of a loss without a
+            network, whose kernels have no order, several and no name.
 
     Example:
         >>> import jax.numpy as jnp, sharpflat as sf
@@ -53,15 +55,15 @@ def relative_flatness(
 
     Source: Petzka, Kamp, Adilova, Sminchisescu and Boley (2021), definition 3.
     """
-    block = objective.restrict([_kernel(objective, layer)])
+    name = _kernel(objective, layer)
+    block = objective.restrict([name])
     (kernel,) = jax.tree.leaves(block.params)
     _, scales, right = np.linalg.svd(np.asarray(kernel, np.float64).reshape(-1, kernel.shape[-1]),
                                      full_matrices=False)  # fmt: skip
     factor = jnp.asarray(scales[:, None] * right, kernel.dtype)
     product = block.linearize_hvp(block.params)
-    return Estimate.from_samples(
-        _forms(product, block.params, factor, jax.random.split(key, draws))
-    )
+    forms = _forms(product, block.params, factor, jax.random.split(key, draws))
+    return Estimate.from_samples(forms, layer=np.array(name))
 
 
 @jax.jit
@@ -84,6 +86,13 @@ def _kernel(objective: Objective, layer: str | None) -> str:
     kernels = [name for name, leaf in leaves if len(leaf.shape) >= 2]
     if not kernels:
         raise InputError("layer: no parameter has two axes or more")
-    if layer is not None and layer not in kernels:
-        raise InputError(f"layer: no kernel is called {layer!r}{closest(layer, kernels)}")
-    return layer or kernels[-1]
+    if layer is not None:
+        if layer not in kernels:
+            raise InputError(f"layer: no kernel is called {layer!r}{closest(layer, kernels)}")
+        return layer
+    last = kernels
+    if objective.model is not None:
+        last = [name for name in order_of_use(objective) if name in kernels][-1:]
+    if len(last) != 1:
+        raise InputError(f"layer: which is the last is not known; name one of {kernels}")
+    return last[0]

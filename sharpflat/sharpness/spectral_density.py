@@ -9,17 +9,28 @@ import jax
 import numpy as np
 
 from sharpflat.curvature.krylov import Krylov, hessian, shared_space
-from sharpflat.curvature.quadrature import quadrature, smoothed
+from sharpflat.curvature.quadrature import Quadrature, joined, quadrature, smoothed
 from sharpflat.objective import Objective
-from sharpflat.registry import Count, Positive, metric
+from sharpflat.registry import Count, InputError, Positive, metric
 from sharpflat.sharpness.base import Estimate, selects_parameters
+
+MARGIN = 5
+"""The grid's margins beyond the outermost nodes, in s."""
 
 
 def _cost(examples: int, arguments: Mapping[str, Any]) -> float:
     return 2 * arguments["probes"] * arguments["steps"]
 
 
-@metric(cost=_cost, checks=(selects_parameters,))
+def _resolves_width(objective: Objective, arguments: Mapping[str, Any]) -> None:
+    """The grid holds the nodes and five s on both sides; between its points lies one s at most."""
+    points, width = arguments["points"], arguments["width"]
+    least = np.ceil(1 / width) + 2 * MARGIN + 1
+    if points < least:
+        raise InputError(f"points: {points} are too few for width {width}, at least {least:.0f}")
+
+
+@metric(cost=_cost, checks=(selects_parameters, _resolves_width))
 def hessian_spectral_density(
     objective: Objective,
     key: jax.Array,
@@ -42,7 +53,7 @@ def hessian_spectral_density(
         key: PRNG key of the starts.
         probes: random starts; the first is the space of the other Lanczos measures.
         steps: Lanczos steps a start: the outermost eigenvalues are resolved, the bulk is smoothed.
-        points: of the grid.
+        points: of the grid, whose spacing is s at most: 11 + 1 / `width` or more.
         width: standard deviation of the smoothing, in units of the range of the nodes.
         parameters: pattern of the parameters' names: the density of their block.
 
@@ -53,7 +64,7 @@ def hessian_spectral_density(
         `[probes, steps]`; `negative_mass`, the share of eigenvalues below −3 s; `change`.
 
     Raises:
-        InputError: a pattern that fits no parameter.
+        InputError: a pattern that fits no parameter; before any work, too few `points` for `width`.
 
     Example:
         >>> import jax.numpy as jnp, sharpflat as sf
@@ -67,13 +78,10 @@ def hessian_spectral_density(
     Source: Ghorbani, Krishnan and Xiao (2019), section 2; Ubaru, Chen and Saad (2017).
     """
     space = shared_space(hessian, objective, key, parameters)
-    starts = [jax.random.fold_in(key, probe) for probe in range(1, probes)]
-    spaces = [space, *(Krylov(hessian, space.objective, start) for start in starts)]
-    rule = quadrature(spaces, min(steps, space.size))
-    fewer = quadrature(spaces, max(1, min(steps, space.size) * 3 // 4))
+    rule, fewer = _rules(space, key, probes, min(steps, space.size))
     low, high = rule.nodes[rule.weights > 0].min(), rule.nodes[rule.weights > 0].max()
     s = width * max(high - low, np.finfo(float).tiny, 1e-3 * abs(high))
-    grid = np.linspace(low - 5 * s, high + 5 * s, points)
+    grid = np.linspace(low - MARGIN * s, high + MARGIN * s, points)
     densities = smoothed(rule, grid, s)
     density = densities.mean(axis=0)
     change = float(np.trapezoid(np.abs(density - smoothed(fewer, grid, s).mean(axis=0)), grid))
@@ -89,3 +97,15 @@ def hessian_spectral_density(
         "change": np.float64(change),
     }
     return estimate._replace(converged=change <= 0.05, details=details)
+
+
+def _rules(first: Krylov, key: jax.Array, probes: int, steps: int) -> tuple[Quadrature, Quadrature]:
+    """Of all starts, at `steps` and three quarters of them; beside `first` one space at a time."""
+
+    def both(space: Krylov) -> tuple[Quadrature, Quadrature]:
+        return quadrature(space, steps), quadrature(space, max(1, steps * 3 // 4))
+
+    starts = [jax.random.fold_in(key, probe) for probe in range(1, probes)]
+    pairs = [both(first), *(both(Krylov(hessian, first.objective, start)) for start in starts)]
+    rules, fewer = zip(*pairs, strict=True)
+    return joined(rules), joined(fewer)

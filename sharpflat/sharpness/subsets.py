@@ -1,4 +1,4 @@
-"""Disjoint subsets of examples, scales of perturbations, normalised logits.
+"""What perturbations share: subsets of examples, scales, normalised logits, exact gradients.
 
 Source: Andriushchenko et al. (2023), "A modern look at the relationship between sharpness and
 generalization", and its code.
@@ -44,6 +44,14 @@ def needs_whole_chunks(objective: Objective, name: str, size: int) -> None:
             f"{name}: the objective's chunk of {chunk} does not divide subsets of {size} "
             f"examples, as it must under batch_norm 'batch'"
         )
+
+
+def exact_gradient(objective: Objective) -> bool:
+    """Whether the gradient is that of the loss: recalibrated batch norm holds statistics fixed.
+
+    A solver or a chain that trusts both has no certificate where they differ.
+    """
+    return objective.batch_norm != "recalibrated" or not objective.has_batch_norm
 
 
 def scales(params: Any, adaptive: bool) -> Any:

@@ -16,6 +16,7 @@ from sharpflat.registry import Count, Positive, metric
 from sharpflat.sharpness.auto_pgd import Ball, Norm, ascend
 from sharpflat.sharpness.base import Estimate
 from sharpflat.sharpness.subsets import (
+    exact_gradient,
     outputs_if_normalized,
     scales,
     subset_rows,
@@ -97,11 +98,11 @@ def worst_case_sharpness(
     part = with_normalized_logits(objective, normalize_logits)
     found = _largest_rises(part, key, rows, rho, norm, adaptive, steps)
     rises, gaps, losses, finite = (np.asarray(column, np.float64) for column in found)
-    exact_gradient = objective.batch_norm != "recalibrated" or not objective.has_batch_norm
-    converged = exact_gradient and bool(((rises > 0) & (gaps <= TOLERANCE * rises)).all())
+    rose = bool(((rises > 0) & (gaps <= TOLERANCE * rises)).all())
     value = float(rises.mean()) if finite.all() else float("nan")
     details = {"rises": rises, "first_order_gap": gaps, "losses": losses}
-    return Estimate(value, None, converged and math.isfinite(value), details)
+    converged = exact_gradient(objective) and rose and math.isfinite(value)
+    return Estimate(value, None, converged, details)
 
 
 @functools.partial(jax.jit, static_argnames=("norm", "adaptive", "steps"))

@@ -43,7 +43,8 @@ def test_the_invariance_of_a_run(results, tmp_path):
     assert [line.split()[0] for line in lines[2:5]] == list(names)
     assert "bfloat16" not in outcome.out
     said = outcome.err.splitlines()
-    assert said[:2] == ["as it is: path_norm", "as it is: distance_from_initialization"]
+    assert said[0].startswith("12 measurements on 30 examples, about 0.0 min")
+    assert said[1:3] == ["as it is: path_norm", "as it is: distance_from_initialization"]
     assert "relu_rescaling: weight_norm" in said
 
 
@@ -55,6 +56,17 @@ def test_precision_too(results):
     assert first.splitlines()[0].split()[-1] == "logit_rescaling"
     assert second.splitlines()[0].split() == ["bfloat16", "float32", "float64"]
     assert "float64: path_norm" in outcome.err
+    # As it is, after three changes and in three formats, on all examples that there are.
+    assert outcome.err.startswith("7 measurements on 40 examples")
+
+
+def test_of_a_large_training_set_the_first_thousand(tmp_path):
+    path, root = write(tmp_path, seeds=1, sweep=None), tmp_path / "results"
+    many = ("dataset.train_examples=1200", "train.epochs=1", "train.batch_size=400")
+    assert sharpflat("train", path, *many, "--root", root).code == 0
+    ask = ("audit", sf.load_runs(root, "tiny")[0].id, "--metric", "path_norm", "--root", root)
+    assert " on 1000 examples" in sharpflat(*ask).err
+    assert " on 1100 examples" in sharpflat(*ask, "--examples", 1100).err
 
 
 def test_bad_input(results, tmp_path):

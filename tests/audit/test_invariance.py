@@ -114,6 +114,34 @@ def test_what_rescaling_leaves_alone(batch_norm):
     assert not table.fooled
 
 
+def test_a_measure_of_one_layer_does_not_escape_the_change(own):
+    """λmax of each layer's block: with batch norm the largest was not the layer that changed."""
+
+    @sf.metric
+    def second_kernel(objective, key):
+        """The norm of one layer alone."""
+        return sf.Estimate(float(jnp.linalg.norm(objective.params["Dense_1"]["kernel"])), 0.0, True)
+
+    @sf.metric
+    def last_kernel(objective, key):
+        """The norm of the last layer alone."""
+        return sf.Estimate(float(jnp.linalg.norm(objective.params["Dense_2"]["kernel"])), 0.0, True)
+
+    objective = objective_of(depth=2, batch_norm=True)
+    table = sf.invariance_table(objective, ["second_kernel", "last_kernel"], alpha=ALPHA)
+    second, last = by_change(table), by_change(table, 1)
+    assert second["relu_rescaling"].factor == pytest.approx(1 / ALPHA)
+    assert second["batch_norm_scale"].factor == pytest.approx(ALPHA)
+    assert last["relu_rescaling"].verdict == "fooled"
+    assert last["batch_norm_scale"].verdict == "invariant"
+    leaves = next(line for line in str(table).splitlines() if line.startswith("batch_norm_scale:"))
+    assert leaves.endswith("; leaves Dense_2/kernel alone")
+    with_one = sf.invariance_table(objective, "second_kernel", layer="Dense_0", alpha=ALPHA)
+    assert by_change(with_one)["batch_norm_scale"].verdict == "invariant"
+    blocks = sf.invariance_table(objective, {"layerwise_hessian": {"probes": 2}})
+    assert by_change(blocks)["batch_norm_scale"].verdict == "fooled"
+
+
 def test_what_rescaling_moves():
     absolute = [
         "parameter_norm",
@@ -297,6 +325,7 @@ def test_the_table_reads():
     assert jax.tree.all(
         jax.tree.map(np.array_equal, before, (objective.params, objective.model_state))
     )
+    assert table.batch_norm == "running"
     assert len(table.rows) == 3 * 4
     assert len(said) == 3 * 5
     assert said[:4] == [
@@ -311,6 +340,10 @@ def test_the_table_reads():
         assert f"×{table.rows[0].factor:.4g} {table.rows[0].verdict}" in shown
         assert "function fools: " in shown
         assert "none of them moves: path_norm\n" in shown
+        assert "batch norm: running\n" in shown
+        rule = next(line for line in shown.splitlines() if "invariant: both certificates" in line)
+        assert "0.5% and three combined standard errors, together no more than 20%, or" in rule
+        assert "factor of two where a certificate or an error (± ?) is lacking" in rule
         assert all(name in shown for name in table.fooled)
     assert len({line.index("relu_rescaling") for line in text.splitlines()[:1]}) == 1
     lines = page.splitlines()

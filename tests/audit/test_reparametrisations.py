@@ -77,7 +77,10 @@ def check_keeps(network, make, tolerance):
             *map(jax.tree.leaves, (change.objective.params, objective.params)), strict=True
         )
         assert sum(bool((a != b).any()) for a, b in leaves) >= 2
-    assert make(objective).layers[0] == hidden[0]
+    everywhere = make(objective)
+    assert set(hidden) <= set(everywhere.layers)
+    assert everywhere.deviation < tolerance
+    assert relative(outputs_on_others(everywhere.objective), before) < tolerance
 
 
 CASES = [
@@ -107,26 +110,52 @@ def params_of(objective):
     return dict(zip(objective.layers(), leaves, strict=True))
 
 
-def test_what_is_rescaled():
-    objective = objective_of(sf.models["mlp"](3, width=7, depth=2), (5,))
-    before = params_of(objective)
-    after = params_of(relu_rescaling(objective, alpha=8.0).objective)
-    factors = {"Dense_0/kernel": 8, "Dense_0/bias": 8, "Dense_1/kernel": 1 / 8}
+def check_factors(change, objective, factors):
+    before, after = params_of(objective), params_of(change.objective)
     for name in before:
         np.testing.assert_array_equal(after[name], factors.get(name, 1) * before[name])
+    kernels = {name for name in before if name.endswith("/kernel")}
+    assert set(change.untouched) == kernels - set(factors)
+
+
+def test_what_is_rescaled():
+    """What a middle layer gains on one side is not taken off on the other."""
+    objective = objective_of(sf.models["mlp"](3, width=7, depth=3), (5,))
+    factors = {
+        "Dense_0/kernel": 8, "Dense_0/bias": 8, "Dense_1/kernel": 1 / 64, "Dense_1/bias": 1 / 8,
+        "Dense_2/kernel": 64, "Dense_2/bias": 8, "Dense_3/kernel": 1 / 8,
+    }  # fmt: skip
+    change = relu_rescaling(objective, alpha=8.0)
+    check_factors(change, objective, factors)
+    assert change.layers == ("Dense_0", "Dense_1", "Dense_2", "Dense_3")
+    assert change.untouched == ()
+    one = {"Dense_1/kernel": 8, "Dense_1/bias": 8, "Dense_2/kernel": 1 / 8}
+    change = relu_rescaling(objective, alpha=8.0, layer="Dense_1")
+    check_factors(change, objective, one)
+    assert change.layers == ("Dense_1", "Dense_2")
 
 
 def test_with_batch_norm_between_its_scale_and_bias_are_rescaled():
+    """No two places share an array there, and a product over kernels would not see α and 1/α."""
     objective = objective_of(sf.models["mlp"](3, width=7, depth=2, batch_norm=True), (5,))
-    before = params_of(objective)
+    factors = {
+        "BatchNorm_0/scale": 8, "BatchNorm_0/bias": 8, "Dense_1/kernel": 1 / 8,
+        "BatchNorm_1/scale": 8, "BatchNorm_1/bias": 8, "Dense_2/kernel": 1 / 8,
+    }  # fmt: skip
     change = relu_rescaling(objective, alpha=8.0)
-    after = params_of(change.objective)
-    factors = {"BatchNorm_0/scale": 8, "BatchNorm_0/bias": 8, "Dense_1/kernel": 1 / 8}
-    for name in before:
-        np.testing.assert_array_equal(after[name], factors.get(name, 1) * before[name])
-    assert change.layers == ("Dense_0", "BatchNorm_0", "Dense_1")
+    check_factors(change, objective, factors)
+    assert change.layers == ("Dense_0", "BatchNorm_0", "Dense_1", "BatchNorm_1", "Dense_2")
+    assert change.untouched == ("Dense_0/kernel",)
     states = (change.objective.model_state, objective.model_state)
     assert jax.tree.all(jax.tree.map(np.array_equal, *states))
+
+
+def test_every_layer_before_batch_norm_grows_and_the_last_stays():
+    objective = objective_of(sf.models["mlp"](3, width=7, depth=2, batch_norm=True), (5,))
+    layers = [f"Dense_{i}/{part}" for i in (0, 1) for part in ("kernel", "bias")]
+    change = batch_norm_scale(objective, alpha=8.0)
+    check_factors(change, objective, dict.fromkeys(layers, 8))
+    assert change.untouched == ("Dense_2/kernel",)
 
 
 def test_batch_norms_averages_follow_the_scale_of_what_they_see(x64):
@@ -193,11 +222,12 @@ class Net(nn.Module):
 
 def test_layers_follow_the_forward_pass_and_not_the_alphabet():
     objective = objective_of(Net(), (5,))
-    assert relu_rescaling(objective).layers == ("zeta", "alpha")
+    assert relu_rescaling(objective).layers == ("zeta", "alpha", "mid")
     assert logit_rescaling(objective).layers == ("mid",)
     deep = objective_of(sf.models["mlp"](3, width=5, depth=11), (5,))
     assert permuted_units(deep, layer="Dense_10").layers == ("Dense_10", "Dense_11")
     assert relu_rescaling(deep, layer="Dense_2").layers == ("Dense_2", "Dense_3")
+    assert permuted_units(deep).layers == tuple(f"Dense_{i}" for i in range(12))
 
 
 def test_a_change_that_moves_the_outputs_is_not_used():

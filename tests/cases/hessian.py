@@ -42,7 +42,7 @@ CASES = [
     Case("ggn_trace", "regression", lambda: regression()[0], regression()[1], {"steps": 5}),
     Case(
         "hessian_spectral_density", "mean", BOWL, SPECTRUM.mean(),
-        {"probes": 30, "steps": 10, "points": 50},
+        {"probes": 30, "steps": 10, "points": 111},
     ),
     Case("relative_flatness", "dense", layer, KAPPA),
 ]  # fmt: skip

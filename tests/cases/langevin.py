@@ -2,8 +2,10 @@
 
 import math
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 from helpers import Case, rotated
 
 import sharpflat as sf
@@ -20,6 +22,29 @@ def bowl(weights=None):
     data = jnp.ones((EXAMPLES, 1)), jnp.ones(EXAMPLES)
     start = jnp.zeros(len(SPECTRUM)) if weights is None else jnp.asarray(weights, matrix.dtype)
     return sf.Objective.from_function(lambda w, batch: 0.5 * w @ matrix @ w + 0.5, start, data)
+
+
+class Normalized(nn.Module):
+    """A bowl in fifty weights, with batch norm's averages that nothing depends on."""
+
+    @nn.compact
+    def __call__(self, inputs, *, use_running_average):
+        weights = self.param("weights", nn.initializers.zeros, (50,))
+        norm = nn.BatchNorm(use_running_average=use_running_average)
+        return 0.5 * jnp.sum(weights**2) + 0 * norm(inputs)[:, 0]
+
+
+def own_output(outputs, labels):
+    return outputs
+
+
+def with_statistics(policy):
+    """The same minimum under every policy, gradients included."""
+    inputs = jnp.linspace(-1, 1, EXAMPLES)[:, None]
+    model = sf.Model.of(Normalized())
+    params, state = model.init(jax.random.key(0), inputs)
+    data = inputs, jnp.zeros(EXAMPLES)
+    return sf.Objective.from_model(model, params, state, data, own_output, batch_norm=policy)
 
 
 def free_energy(t, sigma, weights):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from helpers import quadratic, rotated
 
+import sharpflat as sf
 from sharpflat.curvature.krylov import Krylov, hessian
 from sharpflat.curvature.lanczos import eigenpairs, outermost_eigenvalue
 
@@ -86,3 +87,26 @@ def test_smallest_end():
     krylov = space(rotated([5.0, 1.0, 0.5, -2.0, -0.1]))
     found = eigenpairs(krylov, jax.random.key(1), 2, tolerance=1e-4, max_steps=5, sign=-1.0)
     np.testing.assert_allclose(found.values, [-2.0, -0.1], rtol=1e-4)
+
+
+def test_a_round_without_certificate_does_not_prove_that_no_copy_is_missing(x64):
+    """From a start that holds one 2 and a 1 alone; two steps do not show the other 2."""
+    spectrum = jnp.array([2.0, 2.0, 1.0, *np.linspace(-1.9, 0.9, 200)])
+    bowl = sf.Objective.from_function(
+        lambda w, batch: 0.5 * jnp.sum(spectrum * w**2),
+        jnp.zeros(203),
+        (jnp.ones((1, 1)), jnp.ones(1)),
+    )
+    for steps, complete in ((2, False), (60, True)):
+        krylov = Krylov(hessian, bowl, jax.random.key(0))
+        start = jnp.zeros(203).at[jnp.array([0, 2])].set(0.5**0.5)
+        krylov._basis = krylov._basis.at[0].set(start)
+        found = eigenpairs(krylov, jax.random.key(1), 2, tolerance=1e-4, max_steps=steps)
+        assert found.complete == complete
+    np.testing.assert_allclose(found.values, [2.0, 2.0], rtol=1e-4)
+
+
+def test_a_space_may_be_used_at_no_step_after_it_has_grown():
+    krylov = space(rotated(SPECTRUM))
+    krylov.grow(5)
+    assert krylov.tridiagonal(0).shape == (0, 0)

@@ -160,20 +160,25 @@ def test_train_and_measure_one_at_a_time(tmp_path):
 
 def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path):
     (tmp_path / "norm.py").write_text(NORM)
-    study = {"plugins": ["norm.py"], "measure": {"metrics": ["weight_norm"]}}
+    trace = {"hessian_trace": {"probes": 4, "steps": 3}}
+    study = {"plugins": ["norm.py"], "measure": {"metrics": ["weight_norm", trace]}}
     before = {path.name for path in tmp_path.iterdir()}
     plan = run(tmp_path, "--dry-run", **study)
     assert plan.code == 0
     runs, costs = plan.out.split("\n\n")
     assert len(runs.splitlines()) == 4
-    assert all("new, 1 measurements to make" in line for line in runs.splitlines())
-    assert "weight_norm" in costs
-    assert "4 runs to measure" in costs
+    assert all("new, 2 measurements to make" in line for line in runs.splitlines())
+    lines = {line.split()[0]: line.split()[1:] for line in costs.splitlines()}
+    assert lines["weight_norm"] == ["?"]
+    gradients, seconds, unit = lines["hessian_trace"]
+    assert (gradients, unit) == ("14", "s")  # seven products
+    assert float(seconds) < 60
+    assert "a run and 1 that do not say, 4 runs to measure" in costs
     assert {path.name for path in tmp_path.iterdir()} == before | {"study.yaml"}
 
     assert run(tmp_path, **study).code == 0
     held = contents(tmp_path / "runs"), contents(tmp_path / "studies")
-    study["measure"] = {"metrics": ["weight_norm", {"weight_norm": {"power": 2}}]}
+    study["measure"]["metrics"].append({"weight_norm": {"power": 2}})
     plan = run(tmp_path, "--dry-run", **study)
     assert [line.partition("  ")[0] for line in plan.out.split("\n\n")[0].splitlines()] == [
         row["run"] for row in rows(tmp_path)

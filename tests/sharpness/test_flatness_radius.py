@@ -56,6 +56,15 @@ def test_known_adversary_in_single_precision():
     check_known_adversary(1e-3)
 
 
+def test_exactly_as_many_as_may_be_lost_are_not_too_many():
+    """1 − 45/50 is above 0.1 in single precision; 0.11 · 50 = 5.5 allows five, and six pass it."""
+    inputs = agreeing(50)
+    fine = {"tolerance": 1e-4, "steps": 60}
+    for drop, rank in ((0.1, 5), (0.11, 5), (0.12, 6)):
+        estimate = sf.measure(classifier(inputs), {NAMES[0]: {**fine, "accuracy_drop": drop}})
+        assert estimate.value == pytest.approx(margins(inputs, np.ones(4))[rank], rel=1e-3)
+
+
 @pytest.mark.parametrize("drop", [0.0, 0.25, 0.5])
 def test_accuracy_drop_chooses_the_example(drop, x64):
     inputs = agreeing()

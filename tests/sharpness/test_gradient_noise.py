@@ -20,6 +20,7 @@ SHARING = [
     {"fisher_trace": {"kind": "empirical"}},
 ]
 AT = 0.3
+POPULATION = ("population", "population_low", "population_high")
 
 
 def gradients(matrix=MATRIX, centers=CENTERS, at=AT):
@@ -106,7 +107,7 @@ def test_population_noise_scale_is_the_papers_estimate_for_batches_of_1_and_n(x6
     assert details["population_squared_gradient_norm"] == pytest.approx(signal, rel=1e-6)
     assert details["population_covariance_trace"] == pytest.approx(noise, rel=1e-6)
     assert details["population"] == pytest.approx(noise / signal, rel=1e-6)
-    assert details["low"] < details["population"] < details["high"]
+    assert details["population_low"] < details["population"] < details["population_high"]
 
 
 @pytest.mark.parametrize(("n", "at"), [(60, 0.6), (200, 0.2)])
@@ -119,7 +120,7 @@ def test_populations_interval_covers_over_draws_of_the_data(n, at, x64):
     for seed in range(200):
         centers = np.random.default_rng(seed).normal(size=(n, 4))
         details = sf.measure(bowl(matrix, centers, at), "gradient_noise_scale").details
-        inside.append(details["low"] <= truth <= details["high"])
+        inside.append(details["population_low"] <= truth <= details["population_high"])
     assert 0.90 <= np.mean(inside) <= 0.99
 
 
@@ -139,18 +140,18 @@ def test_population_noise_scale_at_a_fitted_minimum_is_not_known():
     centers = np.concatenate([CENTERS, -CENTERS])
     details = sf.measure(bowl(MATRIX, centers), "gradient_noise_scale").details
     assert details["population_squared_gradient_norm"] < 0
-    assert all(np.isnan(details[name]) for name in ("population", "low", "high"))
+    assert all(np.isnan(details[name]) for name in POPULATION)
 
 
 def test_population_noise_scale_of_a_signal_that_the_examples_cannot_tell_has_no_upper_end(x64):
     details = sf.measure(bowl(MATRIX, CENTERS, 0.1), "gradient_noise_scale").details
-    assert details["high"] == np.inf
-    assert 0 < details["low"] < details["population"]
+    assert details["population_high"] == np.inf
+    assert 0 < details["population_low"] < details["population"]
 
 
 def test_few_examples_have_no_population():
     details = sf.measure(bowl(np.eye(2), np.eye(2), AT), "gradient_noise_scale").details
-    assert all(np.isnan(details[name]) for name in ("population", "low", "high"))
+    assert all(np.isnan(details[name]) for name in POPULATION)
     alone = sf.measure(bowl(np.eye(2), np.eye(2)[:1], AT), "gradient_covariance_trace")
     assert alone.value == 0.0
     assert np.isnan(alone.details["unbiased"])

@@ -1,5 +1,7 @@
 """Trace, Frobenius norm, density and layers of the Hessian against dense ones."""
 
+import weakref
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,17 +152,81 @@ def test_layers_against_dense_blocks(network):
     assert estimate.value == max(estimate.details["top_eigenvalues"])
 
 
-def test_density_has_mass_one_and_a_band(x64):
-    spectrum = [20.0, *np.linspace(-1, 1, 59)]
-    estimate = sf.measure(quadratic(rotated(spectrum)), "hessian_spectral_density", probes=30)
-    grid, density = estimate.details["grid"], estimate.details["density"]
-    assert np.trapezoid(density, grid) == pytest.approx(1, rel=1e-3)
-    assert estimate.converged
-    outlier = np.trapezoid(density[grid > 10], grid[grid > 10])
-    band = estimate.details["density_standard_error"]
-    error = np.sqrt(np.trapezoid(band[grid > 10] ** 2, grid[grid > 10]))
-    assert error > 0
-    assert outlier == pytest.approx(1 / 60, abs=0.02)
+OUTLIER = [20.0, *np.linspace(-1, 1, 59)]
+
+
+def test_density_has_mass_one_and_its_outlier_is_one_of_sixty(x64):
+    """A probe's weight there is a Beta(1/2, 59/2): mean 1/60, spread 0.023."""
+    spec = {"hessian_spectral_density": {"probes": 200, "steps": 12}}
+    estimate = sf.measure(quadratic(rotated(OUTLIER)), spec)
+    details = estimate.details
+    grid, density = details["grid"], details["density"]
+    assert np.trapezoid(density, grid) == pytest.approx(1, rel=1e-5)
+    masses = np.sum(details["weights"] * (details["nodes"] > 10), axis=1)
+    error = masses.std(ddof=1) / np.sqrt(200)
+    assert error == pytest.approx(np.sqrt(2 * 59 / 62) / 60 / np.sqrt(200), rel=0.3)
+    assert abs(masses.mean() - 1 / 60) < 4 * error < 0.5 / 60
+    smooth = np.trapezoid(density[grid > 10], grid[grid > 10])
+    assert smooth == pytest.approx(masses.mean(), rel=1e-3)
+
+
+def test_density_band_is_the_spread_over_seeds(x64):
+    bowl, grid = quadratic(rotated(OUTLIER)), np.linspace(-1.5, 21, 400)
+    spec = {"hessian_spectral_density": {"probes": 8, "steps": 12}}
+    densities, bands = [], []
+    for seed in range(40):
+        details = sf.measure(bowl, spec, seed=seed).details
+        densities.append(np.interp(grid, details["grid"], details["density"]))
+        bands.append(np.interp(grid, details["grid"], details["density_standard_error"]))
+    for part in (grid < 10, grid > 10):
+        spread = np.var(densities, axis=0, ddof=1)[part].mean()
+        told = np.mean(np.square(bands), axis=0)[part].mean()
+        assert np.sqrt(told / spread) == pytest.approx(1, rel=0.25)
+
+
+def test_density_of_enough_steps_is_called_converged(x64):
+    assert sf.measure(quadratic(rotated(OUTLIER)), "hessian_spectral_density", probes=30).converged
+
+
+def test_negative_mass_is_the_share_of_eigenvalues_below_zero(x64):
+    """Twelve of sixty, and not the six that the smoothing cannot tell from zero."""
+    bowl = quadratic(rotated([*np.linspace(-6, -5, 12), *[-0.01] * 6, *np.linspace(1, 20, 42)]))
+    spec = {"hessian_spectral_density": {"probes": 60, "steps": 20}}
+    details = sf.measure(bowl, spec).details
+    error = np.sqrt(0.2 * 0.8 / 31 / 60)
+    assert abs(details["negative_mass"] - 12 / 60) < 4 * error < 6 / 60
+    positive = sf.measure(quadratic(rotated([*np.linspace(1, 20, 60)])), spec)
+    assert positive.details["negative_mass"] == 0
+
+
+def test_one_space_at_a_time_beside_the_shared_one(monkeypatch):
+    """A basis of thirty vectors a probe, all at once, would be most of the memory."""
+    spaces, most = weakref.WeakSet(), []
+    grow = Krylov.grow
+
+    def watched(self, *arguments):
+        spaces.add(self)
+        most.append(len(spaces))
+        return grow(self, *arguments)
+
+    monkeypatch.setattr(Krylov, "grow", watched)
+    sf.measure(quadratic(rotated(OUTLIER)), "hessian_spectral_density", steps=5)
+    assert len(most) == 12
+    assert max(most) == 2
+
+
+def test_a_grid_coarser_than_the_smoothing_is_refused():
+    """With so few points a node falls between two of them, and its mass is lost or doubled."""
+    bowl = quadratic(rotated(SPECTRUM))
+    spec = {"hessian_spectral_density": {"width": 0.003, "points": 344}}
+    with pytest.raises(sf.InputError, match="points: 344 are too few for width 0.003, .* 345"):
+        sf.measure(bowl, spec)
+    spec["hessian_spectral_density"]["points"] = 345
+    details = sf.measure(bowl, spec).details
+    nodes = details["nodes"][details["weights"] > 0]
+    s = 0.003 * (nodes.max() - nodes.min())
+    assert np.diff(details["grid"]).max() <= s * (1 + 1e-6)
+    assert np.trapezoid(details["density"], details["grid"]) == pytest.approx(1, rel=1e-5)
 
 
 def test_density_of_too_few_steps_is_not_called_converged():

@@ -5,7 +5,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases.langevin import EXAMPLES, N_BETA, SPECTRUM, bowl, coefficient
+from cases.langevin import EXAMPLES, N_BETA, SPECTRUM, bowl, coefficient, with_statistics
 from helpers import quadratic
 
 import sharpflat as sf
@@ -145,6 +145,53 @@ def test_chains_that_still_climb_are_not_certified(x64):
     """Steps far too small to fill the basin in time: the value is too low, and that is told."""
     estimate = learn(bowl(), **{**LONG, "burn_in": 0, "step_size": 1e-5})
     assert estimate.value < 0.7 * coefficient(20.0)
+    assert not estimate.converged
+
+
+def scaled_bowl(w, batch):
+    return 0.5 * jnp.mean(batch.labels * (batch.inputs @ w**2))
+
+
+def settle(ratio, seed, **arguments):
+    """n β h = `ratio` · γ once and γ fifty times, at the default chains' own ε = 1 / (n β h + γ).
+
+    Batches of four examples, each with twice the loss or none, hide from R̂ that chains are slow.
+    """
+    curvatures = jnp.asarray([ratio, *np.ones(50)]) * 1000 / N_BETA
+    data = jnp.tile(curvatures[None], (EXAMPLES, 1)), jnp.tile(jnp.array([0.0, 2.0]), EXAMPLES // 2)
+    objective = sf.Objective.from_function(scaled_bowl, jnp.zeros(51), data)
+    step = 1 / (1000 * (ratio + 1))
+    return learn(objective, seed, step_size=step, batch_size=4, **arguments)
+
+
+def test_a_burn_in_too_short_for_the_flattest_directions_is_not_certified():
+    """The step that the steep one bears leaves the fifty empty: 5.5 where 13 is right."""
+    exact = 0.5 * 600 / 601 + 0.5 * 25
+    short = [settle(600.0, seed) for seed in range(8)]
+    for estimate in short:
+        assert estimate.value < 0.5 * exact
+        assert estimate.details["filled"] == pytest.approx(100 / 601)
+        assert not estimate.converged
+    others = [not drifts(e.details["trace"][:, 100:]) and e.details["r_hat"] < 1.1 for e in short]
+    assert any(others), "the other checks do not see it"
+    enough = settle(600.0, 0, burn_in=1000, steps=1000, chains=16)
+    assert enough.value == pytest.approx(exact, rel=0.05)
+    assert enough.converged
+
+
+def test_the_rule_of_the_burn_in():
+    """`burn_in` · ε γ ≥ 1.5, which is n β h ≤ (`burn_in` / 1.5 − 1) γ with the default step."""
+    settled = {
+        ratio: any(settle(ratio, seed).converged for seed in range(8)) for ratio in (65.0, 67.0)
+    }
+    assert settled == {65.0: True, 67.0: False}
+
+
+def test_recalibrated_batch_norm_is_never_certified():
+    running = learn(with_statistics("running"), localization=5.0, chains=16)
+    assert running.converged
+    estimate = learn(with_statistics("recalibrated"), localization=5.0, chains=16)
+    assert estimate.value == pytest.approx(running.value)
     assert not estimate.converged
 
 

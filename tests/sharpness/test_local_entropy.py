@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases.langevin import AWAY, SPECTRUM, bowl, free_energy
+from cases.langevin import AWAY, SPECTRUM, bowl, free_energy, with_statistics
 from helpers import ONE
 
 import sharpflat as sf
@@ -82,6 +82,15 @@ def test_chains_that_remember_their_start_are_not_certified(x64):
     assert entropy(bowl(AWAY), inverse_temperature=2.0, **{**LONG, "burn_in": 23}).converged
     short = entropy(bowl(AWAY), inverse_temperature=2.0, **{**LONG, "burn_in": 4})
     assert not short.converged
+
+
+def test_recalibrated_batch_norm_is_never_certified():
+    running, recalibrated = (
+        entropy(with_statistics(policy), **LONG) for policy in ("running", "recalibrated")
+    )
+    assert running.converged
+    assert recalibrated.value == pytest.approx(running.value)
+    assert not recalibrated.converged
 
 
 def test_one_chain_has_no_error_and_no_certificate():

@@ -167,6 +167,19 @@ def test_without_a_kernel_the_margin_itself_can_be_had():
         sf.measure(objective, "normalized_margin")
 
 
+def test_half_precision_has_spectral_norms_too():
+    kernels = [jnp.asarray(kernel, jnp.bfloat16) for kernel in KERNELS]
+    rounded = [np.linalg.norm(np.asarray(kernel, np.float64), ord=2) for kernel in kernels]
+    data = (jnp.asarray(INPUTS, jnp.bfloat16), jnp.asarray(LABELS))
+    objective = sf.Objective.from_model(
+        sf.Model.from_functions(no_start, chain), kernels, {}, data, chunk=7
+    )
+    product, margin = sf.measure(objective, ["spectral_norm_product", "normalized_margin"])
+    np.testing.assert_allclose(product.details["norms"], rounded, rtol=1e-5)
+    assert margin.details["log_product"] == product.details["log_product"]
+    assert margin.value == pytest.approx(margin.details["margin"] / product.value, rel=1e-5)
+
+
 def test_fractions_only():
     with pytest.raises(sf.InputError, match=r"normalized_margin.quantile"):
         sf.measure(classifier(), "normalized_margin", quantile=1.5)

@@ -7,6 +7,7 @@ import pytest
 from helpers import quadratic
 
 import sharpflat as sf
+from sharpflat.objective import sharing
 from sharpflat.registry import metrics
 from sharpflat.sharpness import measure_each
 
@@ -96,8 +97,6 @@ def test_passes_are_shared_within_one_call_only(own):
 
 
 def test_shared_passes_of_passing_objectives_are_not_mixed_up(own):
-    from sharpflat.objective import sharing
-
     objective = sf.Objective.from_function(
         lambda w, b: jnp.sum(b.labels), jnp.zeros(1), (jnp.ones((40, 1)), jnp.arange(40.0))
     )
@@ -105,6 +104,31 @@ def test_shared_passes_of_passing_objectives_are_not_mixed_up(own):
         for i in range(40):
             part = objective.subset([i])
             assert part.shared(lambda o, key, a: float(o.loss(o.params)), KEY, jnp.ones(2)) == i
+
+
+def test_shared_passes_are_told_apart_by_structure_shape_and_type(own):
+    objective, given = quadratic(BOWL), []
+
+    def remember(objective, key, *args):
+        given.append(args)
+        return len(given)
+
+    different = [(1, None), (None, 1), ({"a": 1},), ({"b": 1},), (1.0,)]
+    different += [(np.zeros(4),), (np.zeros((2, 2)),), (np.zeros(8, np.float32),)]
+    with sharing():
+        assert [objective.shared(remember, KEY, *args) for args in different] == [*range(1, 9)]
+        assert objective.shared(remember, KEY, {"a": 1}) == 3
+
+
+def test_what_is_not_finite_has_not_converged(own):
+    """√|w| has an infinite curvature at 0."""
+    cusp = sf.Objective.from_function(
+        lambda w, batch: jnp.sum(jnp.sqrt(jnp.abs(w) + 1e-40)), jnp.zeros(40),
+        (jnp.ones((1, 1)), jnp.ones(1)),
+    )  # fmt: skip
+    for estimate in sf.measure(cusp, ["hessian_trace", "hessian_frobenius_norm"]):
+        assert not np.isfinite(estimate.value)
+        assert not estimate.converged
 
 
 def test_an_error_ends_only_its_own_metric(own):
@@ -129,6 +153,20 @@ def test_an_error_ends_only_its_own_metric(own):
 def test_bad_requests_are_refused_before_any_work(spec, keywords, message):
     with pytest.raises(sf.InputError, match=message):
         sf.measure(quadratic(BOWL), spec, **keywords)
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs", "message"),
+    [
+        ("distance_from_initialization", {"initial_params": {"w": jnp.zeros(4)}}, "has shape"),
+        ("preconditioned_sharpness", {"opt_state": ()}, "no second moments"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused_before_other_metrics_work(own, name, inputs, message):
+    CALLS.clear()
+    with pytest.raises(sf.InputError, match=f"^{name}: .*{message}"):
+        sf.measure(quadratic(BOWL), ["sharing_one", name], **inputs)
+    assert not CALLS
 
 
 def test_of_a_list_the_others_results_stay(own):

@@ -92,6 +92,34 @@ def test_too_few_steps_are_not_certified():
     assert sf.measure(classifier(), {NAMES[0]: {"steps": 15}}).converged
 
 
+def lifted(b, inputs):
+    """Logits (0, x + b): class 1 while b > −x."""
+    return jnp.concatenate([jnp.zeros_like(inputs), inputs + b[None]], axis=1)
+
+
+def test_exactly_as_many_as_may_be_lost_are_not_too_many():
+    """Margins 1 to 50 and one draw of noise: the k-th example falls at k times the first one's σ.
+
+    A tenth of 50 is 5, though 1 − 45/50 is above 0.1 in single precision; 0.11 · 50 = 5.5 allows 5.
+    """
+    data = jnp.arange(1.0, 51.0)[:, None], jnp.ones(50, int)
+    model = sf.Model.from_functions(lambda key, x: jnp.zeros(1), lifted)
+    objective = sf.Objective.from_model(model, jnp.zeros(1), {}, data)
+    seed = next(
+        seed for seed in range(20)
+        if sf.measure(objective, NAMES[0], seed=seed, draws=1).converged
+    )  # fmt: skip
+    first, *others = (
+        sf.measure(
+            objective,
+            {NAMES[0]: {"draws": 1, "accuracy_drop": drop, "tolerance": 1e-4, "steps": 60}},
+            seed=seed,
+        ).details["sigma"]
+        for drop in (0.0, 0.1, 0.11, 0.12)
+    )
+    np.testing.assert_allclose(np.array(others) / first, [6, 6, 7], rtol=1e-3)
+
+
 def test_one_draw_has_no_error():
     assert sf.measure(classifier(), {NAMES[0]: {"draws": 1}}).standard_error is None
 

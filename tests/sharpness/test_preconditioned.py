@@ -49,6 +49,47 @@ def test_against_the_dense_product(name, precision, tolerance):
     assert estimate.value == pytest.approx(expected, rel=tolerance)
 
 
+RULES = {
+    "adam": optax.scale_by_adam(b1=0.9, b2=0.99),
+    "yogi": optax.scale_by_yogi(b1=0.9, b2=0.99, eps=1e-8),
+    "amsgrad": optax.scale_by_amsgrad(b1=0.9, b2=0.99),
+    "rmsprop": optax.scale_by_rms(decay=0.99),
+    "corrected rmsprop": optax.scale_by_rms(decay=0.99, bias_correction=True),
+    "centred rmsprop": optax.scale_by_stddev(decay=0.99),
+    "corrected centred rmsprop": optax.scale_by_stddev(decay=0.99, bias_correction=True),
+    "adagrad": optax.scale_by_rss(eps=1e-8),
+}
+HISTORY = np.array([5.0, -1.0, 0.3, 2.0]) * GRADIENT, np.array([1.0, 1.0, -3.0, 0.2])
+
+
+@pytest.mark.parametrize("name", RULES)
+def test_it_is_what_the_optimizer_divides_its_step_by(name, x64):
+    """P = m̂ / step, with Optax's own step: for AMSGrad from the largest ν, for none by β₁."""
+    bowl, matrix = quadratic(rotated(SPECTRUM)), rotated(SPECTRUM)
+    state = RULES[name].init(bowl.params)
+    for gradient in HISTORY:
+        gradient = {"w": jnp.asarray(gradient)}
+        step, state = RULES[name].update(gradient, state)
+    mean = gradient["w"]
+    if name in ("adam", "yogi", "amsgrad"):
+        mean = state.mu["w"] / (1 - 0.9**2)
+    root = np.asarray(mean / step["w"]) ** -0.5
+    expected = np.linalg.eigvalsh(root[:, None] * matrix * root)[-1]
+    spec = {"preconditioned_sharpness": {"b2": 0.99, "tolerance": 1e-8}}
+    estimate = sf.measure(bowl, spec, opt_state=(optax.EmptyState(), {"inner": (state,)}))
+    assert estimate.value == pytest.approx(expected, rel=1e-6)
+    assert estimate.converged
+
+
+def test_a_parameter_that_adagrad_never_moved_is_held_fixed(x64):
+    matrix = rotated(SPECTRUM)
+    state = optax.ScaleByRssState({"w": jnp.array([4.0, 0.0, 1.0, 9.0])})
+    root = np.array([4.0, np.inf, 1.0, 9.0]) ** -0.25
+    expected = np.linalg.eigvalsh(root[:, None] * matrix * root)[-1]
+    estimate = sf.measure(quadratic(matrix), "preconditioned_sharpness", opt_state=state)
+    assert estimate.value == pytest.approx(expected, rel=1e-6)
+
+
 def test_only_some_of_the_parameters(x64):
     """A block of P^{−1/2} H P^{−1/2}."""
     matrix = rotated(SPECTRUM)
@@ -71,8 +112,13 @@ def test_only_some_of_the_parameters(x64):
 def test_a_state_without_second_moments_is_refused():
     bowl = quadratic(rotated(SPECTRUM))
     state = optax.sgd(0.1, momentum=0.9).init(bowl.params)
-    with pytest.raises(sf.InputError, match="holds no second moments"):
+    with pytest.raises(sf.InputError, match="no second moments known here, but TraceState, Empty"):
         sf.measure(bowl, "preconditioned_sharpness", opt_state=state)
+    for rule, its in ((optax.adabelief, "ScaleByBelief"), (optax.novograd, "ScaleByNovograd")):
+        with pytest.raises(sf.InputError, match=f"but {its}State, .* one of ScaleByAdamState"):
+            sf.measure(bowl, "preconditioned_sharpness", opt_state=rule(0.1).init(bowl.params))
+    with pytest.raises(sf.InputError, match="but nothing; expected"):
+        sf.measure(bowl, "preconditioned_sharpness", opt_state={"nu": bowl.params})
     other = optax.adam(0.1).init({"w": jnp.zeros(3)})
     with pytest.raises(sf.InputError, match="of other parameters"):
         sf.measure(bowl, "preconditioned_sharpness", opt_state=other)

@@ -7,6 +7,7 @@ import pytest
 from helpers import ONE
 
 import sharpflat as sf
+from sharpflat.sharpness import check
 
 
 @pytest.fixture
@@ -70,3 +71,33 @@ def test_a_kernel_that_is_not_there_is_named(network):
     flat = sf.Objective.from_function(lambda w, b: jnp.sum(w**2), jnp.ones(3), ONE)
     with pytest.raises(sf.InputError, match="no parameter has two axes"):
         sf.measure(flat, "relative_flatness")
+
+
+def test_the_last_layer_is_that_of_the_forward_pass():
+    """Of Dense_0 to Dense_10 the alphabet's last is Dense_9."""
+    inputs = jnp.linspace(-1.0, 1.0, 12).reshape(4, 3)
+    model = sf.Model.of(sf.models["mlp"](3, width=4, depth=10))
+    params, state = model.init(jax.random.key(0), inputs)
+    deep = sf.Objective.from_model(model, params, state, (inputs, jnp.arange(4) % 3))
+    default, last = (
+        sf.measure(deep, "relative_flatness", layer=layer, draws=5)
+        for layer in (None, "Dense_10/kernel")
+    )
+    assert default.details["layer"] == "Dense_10/kernel"
+    assert default.value == last.value
+    shapes = jax.eval_shape(lambda: deep)
+    check(sf.metrics["relative_flatness"], shapes, {"layer": None, "draws": 5})
+
+
+def test_kernels_of_a_plain_loss_have_no_order():
+    def bowl(params):
+        return sf.Objective.from_function(
+            lambda w, batch: sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(w)), params, ONE
+        )
+
+    one = {"a": jnp.ones((2, 2)), "b": jnp.ones(3)}
+    assert sf.measure(bowl(one), "relative_flatness").details["layer"] == "a"
+    several = {**one, "c": jnp.ones((2, 3))}
+    with pytest.raises(sf.InputError, match=r"layer: which is the last .* \['a', 'c'\]"):
+        sf.measure(bowl(several), "relative_flatness")
+    assert sf.measure(bowl(several), "relative_flatness", layer="c").details["layer"] == "c"

@@ -1,0 +1,71 @@
+"""Digests of code, by which a number tells what it was computed with."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+PACKAGE = Path(__file__).parent
+NO_ARITHMETIC = PACKAGE / "registry.py"
+
+
+def of_code(source: str) -> str:
+    """Digest of a module's code, without docstrings and comments."""
+    return _digest([_code_only(ast.parse(source))])
+
+
+def of_code_and_imports(source: str) -> str:
+    """Digest of a module's code and of all of sharpflat's that it imports, however indirectly."""
+    codes = [_parsed(file)[0] for file in sorted(imports_of(source))]
+    return _digest([_code_only(ast.parse(source)), *codes])
+
+
+def imports_of(source: str) -> set[Path]:
+    """The files of sharpflat that a module imports, however indirectly."""
+    files, found = [*_imported(ast.parse(source))], set[Path]()
+    while files:
+        file = files.pop()
+        if file not in found:
+            found.add(file)
+            files += _parsed(file)[1]
+    return found
+
+
+def _digest(codes: list[str]) -> str:
+    return hashlib.sha256("\n".join(codes).encode()).hexdigest()[:16]
+
+
+@functools.cache
+def _parsed(file: Path) -> tuple[str, tuple[Path, ...]]:
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return _code_only(tree), tuple(_imported(tree))
+
+
+def _imported(tree: ast.Module) -> Iterator[Path]:
+    """The files of sharpflat's modules that a module imports by name."""
+    for node in ast.walk(tree):
+        match node:
+            case ast.ImportFrom(module=str(module)):
+                names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
+            case ast.Import():
+                names = [alias.name for alias in node.names]
+            case _:
+                continue
+        for name in names:
+            root, *parts = name.split(".")
+            place = PACKAGE.joinpath(*parts)
+            files = (place.with_suffix(".py"), place / "__init__.py") if parts else ()
+            if root == "sharpflat":
+                yield from (file for file in files if file.is_file() and file != NO_ARITHMETIC)
+
+
+def _code_only(tree: ast.Module) -> str:
+    for node in ast.walk(tree):
+        match node:
+            case ast.Module() | ast.ClassDef() | ast.FunctionDef() if ast.get_docstring(node):
+                node.body = node.body[1:]
+    # Not ast.dump, whose text differs between versions of Python.
+    return ast.unparse(tree)

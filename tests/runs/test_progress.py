@@ -1,0 +1,39 @@
+"""Progress without a terminal."""
+
+import pytest
+
+from sharpflat.runs import progress
+
+
+@pytest.fixture
+def lines(monkeypatch):
+    """What is printed."""
+    found = []
+    monkeypatch.setattr(progress.console, "print", lambda text, **how: found.append(text))
+    return found
+
+
+def test_the_work_that_begins_is_named_when_it_begins(lines):
+    """And not when the next half minute is over, by which time it may be another's turn."""
+    task = progress.Reporter(None, quiet=False).task("measure", 2)
+    task.note("short")
+    task.update(1)
+    task.note("long")
+    assert lines == ["measure: 0 of 2  short", "measure: 1 of 2  long"]
+
+
+def test_updates_are_half_a_minute_apart(lines, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    task = progress.Reporter(None, quiet=False).task("train", 100)
+    for now[0] in range(0, 100, 10):
+        task.update(now[0])
+    assert lines == ["train: 40 of 100", "train: 80 of 100"]
+
+
+def test_quiet_is_quiet(lines):
+    task = progress.SILENT.task("measure", 2)
+    task.note("anything")
+    task.update(1)
+    task.finish()
+    assert lines == []

@@ -1,0 +1,66 @@
+"""The criterion of experiments/keskar2017_catalogue.py, on tables that are made up."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.stats
+
+FILE = Path(__file__).parents[1] / "experiments" / "keskar2017_catalogue.py"
+spec = importlib.util.spec_from_file_location("keskar2017_catalogue", FILE)
+experiment = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(experiment)
+
+SMALL, LARGE = [1.0, 2.0, 3.0, 4.0, 5.0], [2.1, 4.4, 5.9, 8.2, 10.1]
+
+
+def table(small, large, name="m"):
+    return [
+        {"seed": str(seed), "train.batch_size": str(size), name: value, f"{name}_converged": "true"}
+        for size, values in ((256, small), (6000, large))
+        for seed, value in enumerate(map(str, values))
+    ]
+
+
+def test_pairs_are_by_seed_whatever_the_order():
+    rows = table(SMALL, LARGE)
+    found = experiment.compare(rows[::-1], "m")
+    assert found == experiment.compare(rows, "m")
+    logs = np.log(LARGE), np.log(SMALL)
+    assert found.p == pytest.approx(scipy.stats.ttest_rel(*logs).pvalue)
+    assert found.change.mean == pytest.approx(np.exp(np.mean(logs[0] - logs[1])))
+
+
+@pytest.mark.parametrize("gone", [2, 7])
+def test_a_missing_run_or_value_is_not_judged(gone):
+    """And the other runs are not paired with each other in its place."""
+    rows = table(SMALL, LARGE)
+    found = experiment.compare(rows[:gone] + rows[gone + 1 :], "m")
+    assert np.isnan(found.p)
+    assert experiment.verdict(found, 1.0) == "not judged"
+    rows[gone]["m"] = ""
+    assert np.isnan(experiment.compare(rows, "m").p)
+
+
+def test_differences_instead_of_ratios_where_something_is_not_positive():
+    found = experiment.compare(table([-1.0, *SMALL[1:]], LARGE), "m")
+    assert not found.ratio
+    assert found.p == pytest.approx(scipy.stats.ttest_rel(LARGE, [-1.0, *SMALL[1:]]).pvalue)
+
+
+def test_no_spread_is_no_proof():
+    assert experiment.compare(table(SMALL, [2 * value for value in SMALL]), "m").p == 1
+
+
+def test_what_is_not_judged_counts_among_the_many():
+    """Three measures, one of them without a value: the smallest p is multiplied by three."""
+    rows = table(SMALL, LARGE)
+    sure = experiment.compare(rows, "m")
+    rows[0]["m"] = ""
+    unknown = experiment.compare(rows, "m")
+    (_, corrected, said), *_ = experiment.judged([unknown, sure._replace(p=0.01), unknown])
+    assert corrected == pytest.approx(0.03)
+    assert said == "**LB larger**"
+    assert experiment.verdict(sure._replace(p=0.04), 0.12) == "suggested: LB larger"
+    assert experiment.verdict(sure._replace(p=0.06), 0.18) == "not told apart"

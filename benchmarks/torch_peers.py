@@ -9,6 +9,7 @@ line of JSON on stdout. Arrays travel as .npz files. Nothing of JAX or sharpflat
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.metadata
 import json
 import math
@@ -262,6 +263,9 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         answer = getattr(peers, request.pop("do"))(**request)
+        # PyHessian leaves its graph in the parameters' gradients, a cycle of gigabytes.
+        peers.network.zero_grad()
+        gc.collect()
         print(json.dumps(answer), file=answers, flush=True)
 
 

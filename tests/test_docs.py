@@ -1,13 +1,16 @@
-"""The guide to the measures keeps up with them."""
+"""The guide to the measures, and the table of their coverage, keep up with them."""
 
+import importlib.util
 import re
 from pathlib import Path
 
 import pytest
+from test_coverage import CASES
 
 import sharpflat as sf
 
-GUIDE = (Path(__file__).parents[1] / "docs" / "metrics.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[1] / "docs"
+GUIDE = (DOCS / "metrics.md").read_text(encoding="utf-8")
 ROWS = dict(re.findall(r"^\| `(\w+)` \|(.*)\|$", GUIDE, flags=re.MULTILINE))
 
 
@@ -26,3 +29,14 @@ def test_the_guide_tells_what_the_metric_declares_it_costs(name):
     assert sees
     assert misleads
     assert re.fullmatch(r"—|\(?[RNPL]\)?( \(?[RNPL]\)?)*", invariant)
+
+
+def test_the_coverage_table_is_of_the_cases_that_are_tested():
+    spec = importlib.util.spec_from_file_location("make_coverage", DOCS / "make_coverage.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    table = (DOCS / "coverage.md").read_text(encoding="utf-8").splitlines()
+    rows = [line for line in table if line.startswith("| `")]
+    assert len(rows) == len(CASES)
+    for line, case in zip(rows, CASES, strict=True):
+        assert line.startswith(script.head(case))

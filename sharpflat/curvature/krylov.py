@@ -68,7 +68,8 @@ class Krylov:
         self.operator, self.objective = operator, objective
         self.locked = jnp.zeros((0, p)) if locked is None else locked
         self.size = p - len(self.locked)
-        self._basis = _started(objective.params, key, self.locked, min(FIRST_CAPACITY, p))
+        capacity = min(FIRST_CAPACITY, p)
+        self._basis, self._last = _started(objective.params, key, self.locked, capacity)
         self._diagonal: list[float] = []
         self._coupling: list[float] = []
 
@@ -110,9 +111,11 @@ class Krylov:
         done = len(self._diagonal)
         if done + 1 >= len(self._basis):
             self._basis = jnp.concatenate([self._basis, jnp.zeros_like(self._basis)])
-        params = self.objective.params
         before = self._coupling[-1] if done else 0.0
-        self._basis, *numbers = _step(product, params, self.locked, self._basis, done, before)
+        image = _image(product, self.objective.params, self._last)
+        self._basis, self._last, *numbers = _extended(
+            self._basis, image, self._last, self.locked, done, before
+        )
         diagonal, coupling = map(float, numbers)
         self._diagonal.append(diagonal)
         self._coupling.append(coupling)
@@ -130,32 +133,33 @@ def _first(basis: jax.Array, m: Any, rows: int) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=3)
-def _started(params: Any, key: jax.Array, locked: jax.Array, capacity: int) -> jax.Array:
-    """A basis of one random unit vector, with room for `capacity` less one more."""
+def _started(
+    params: Any, key: jax.Array, locked: jax.Array, capacity: int
+) -> tuple[jax.Array, jax.Array]:
+    """A basis of one random unit vector, with room for `capacity` less one more; that vector."""
     flat, _ = ravel_pytree(params)
     start = jax.random.normal(key, flat.shape, flat.dtype)
     start = start - (locked @ start) @ locked
-    basis = jnp.zeros((capacity + 1, flat.size), flat.dtype)
-    return basis.at[0].set(start / jnp.linalg.norm(start))
+    start = start / jnp.linalg.norm(start)
+    return jnp.zeros((capacity + 1, flat.size), flat.dtype).at[0].set(start), start
 
 
-@functools.partial(jax.jit, donate_argnums=3)
-def _step(
-    product: Callable[[Any], Any],
-    params: Any,
-    locked: jax.Array,
-    basis: jax.Array,
-    done: Any,
-    before: Any,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The basis with its next vector, and the new diagonal and coupling of the tridiagonal.
+@jax.jit
+def _image(product: Callable[[Any], Any], params: Any, vector: jax.Array) -> jax.Array:
+    """The product, which is costly to compile, apart from what changes with the capacity."""
+    _, unravel = ravel_pytree(params)
+    return ravel_pytree(product(unravel(vector)))[0]
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _extended(
+    basis: jax.Array, image: jax.Array, vector: jax.Array, locked: jax.Array, done: Any, before: Any
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """The basis with its next vector, that vector, the tridiagonal's new diagonal and coupling.
 
     After the three-term recurrence one pass over all the basis is enough, unless it took much of
     the vector away (Daniel et al., 1976): then a second one follows.
     """
-    _, unravel = ravel_pytree(params)
-    vector = basis[done]
-    image = ravel_pytree(product(unravel(vector)))[0]
     diagonal = vector @ image
     image = image - diagonal * vector - before * basis[jnp.maximum(done - 1, 0)]
 
@@ -168,4 +172,4 @@ def _step(
     image = jax.lax.cond(little_left, outside, lambda image: image, once)
     coupling = jnp.linalg.norm(image)
     vector = jnp.where(coupling > 0, image / jnp.where(coupling > 0, coupling, 1), 0)
-    return basis.at[done + 1].set(vector), diagonal, coupling
+    return basis.at[done + 1].set(vector), vector, diagonal, coupling

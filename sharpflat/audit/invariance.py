@@ -131,7 +131,7 @@ class InvarianceTable:
         worst = [f"{name} (×{row.factor:.4g}, {row.change})" for name, row in self.fooled.items()]
         notes = [
             f"a change that keeps the function fools: {', '.join(sorted(worst)) or 'none'}",
-            f"none of them moves: {', '.join(self.invariant) or 'none'}",
+            f"no such change moves: {', '.join(self.invariant) or 'none'}",
         ]
         notes += [self._made(change) for change in self.changes]
         notes += [f"not made: {reason}" for reason in self.not_made]

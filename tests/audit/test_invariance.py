@@ -339,7 +339,7 @@ def test_the_table_reads():
         assert "hessian_trace[probes=2]" in shown
         assert f"×{table.rows[0].factor:.4g} {table.rows[0].verdict}" in shown
         assert "function fools: " in shown
-        assert "none of them moves: path_norm\n" in shown
+        assert "no such change moves: path_norm\n" in shown
         assert "batch norm: running\n" in shown
         rule = next(line for line in shown.splitlines() if "invariant: both certificates" in line)
         assert "0.5% and three combined standard errors, together no more than 20%, or" in rule

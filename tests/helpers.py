@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 import sharpflat as sf
 
@@ -44,3 +45,15 @@ class Case(NamedTuple):
     truth: float
     arguments: dict[str, Any] = {}  # noqa: RUF012 — never written to
     inputs: dict[str, Any] = {}  # noqa: RUF012
+
+
+class Nnx(nnx.Module):
+    """An NNX network with batch norm."""
+
+    def __init__(self, rngs):
+        self.hidden = nnx.Linear(5, 8, rngs=rngs)
+        self.bn = nnx.BatchNorm(8, rngs=rngs)
+        self.body = nnx.Linear(8, 3, rngs=rngs)
+
+    def __call__(self, x):
+        return self.body(nnx.relu(self.bn(self.hidden(x))))

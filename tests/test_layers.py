@@ -6,22 +6,12 @@ import numpy as np
 import pytest
 from flax import linen as nn
 from flax import nnx
-from helpers import ONE
+from helpers import ONE, Nnx
 
 import sharpflat as sf
 from sharpflat.objective.layers import kernels, modules, order_of_use
 
 DATA = (jnp.linspace(-1.0, 1.0, 30).reshape(6, 5), jnp.arange(6) % 3)
-
-
-class Nnx(nnx.Module):
-    def __init__(self, rngs):
-        self.hidden = nnx.Linear(5, 8, rngs=rngs)
-        self.bn = nnx.BatchNorm(8, rngs=rngs)
-        self.body = nnx.Linear(8, 3, rngs=rngs)
-
-    def __call__(self, x):
-        return self.body(nnx.relu(self.bn(self.hidden(x))))
 
 
 def made(module):

@@ -11,7 +11,7 @@ import numpy as np
 
 from sharpflat import trees
 from sharpflat.objective import Objective
-from sharpflat.objective.layers import name_of
+from sharpflat.objective.layers import by_name, name_of
 from sharpflat.registry import InputError, closest, metric
 from sharpflat.sharpness.base import Estimate, needs_outputs
 from sharpflat.sharpness.gradient_norms import real_inputs
@@ -111,7 +111,7 @@ def _leaf_norms(tree: Any) -> list[jax.Array]:
 
 def _matching(objective: Objective, given: Any) -> Any:
     """The parameters in `given` that the objective has too, in the objective's structure."""
-    arrays = _by_name(given)
+    arrays = by_name(given)
 
     def matched(name: str, leaf: jax.Array) -> jax.Array:
         if name not in arrays:
@@ -132,12 +132,6 @@ def _matching(objective: Objective, given: Any) -> Any:
 def _map_with_names(function: Callable[[str, Any], Any], tree: Any) -> Any:
     """`function(name, leaf)`, names as in `Objective.layers`."""
     return jax.tree.map_with_path(lambda path, leaf: function(name_of(path), leaf), tree)
-
-
-def _by_name(tree: Any) -> Named:
-    found: Named = {}
-    _map_with_names(found.__setitem__, tree)
-    return found
 
 
 def _replaced(tree: Any, leaves: Named) -> Any:
@@ -195,13 +189,13 @@ def path_norm(objective: Objective, key: jax.Array) -> Estimate:
 def _squared_paths(objective: Objective) -> jax.Array:
     params, state = objective.whole(objective.params), objective.state_at(objective.params)
     scales = _scales(state, params)
-    variances = {name: leaf for name, leaf in _by_name(state).items() if name in scales}
+    variances = {name: leaf for name, leaf in by_name(state).items() if name in scales}
     means = {_renamed(name, "mean"): jnp.zeros_like(leaf) for name, leaf in variances.items()}
     state, squares = _replaced(state, means), jax.tree.map(jnp.square, params)
     if scales:
         factors = _batch_norm_factors(objective, params, state, variances, scales)
         # The layer itself multiplies by the root of its factor.
-        roots = {name: _by_name(squares)[name] * jnp.sqrt(factors[name]) for name in factors}
+        roots = {name: by_name(squares)[name] * jnp.sqrt(factors[name]) for name in factors}
         squares = _replaced(squares, roots)
     return _on_ones(objective, squares, state)
 
@@ -232,15 +226,15 @@ def _batch_norm_factors(
         return _on_ones(objective, *changed)
 
     probe = jax.tree.map(averaging, params)
-    gammas = {scale: _by_name(probe)[scale] for scale in scales.values()}
+    gammas = {scale: by_name(probe)[scale] for scale in scales.values()}
     by_gamma, by_variance = jax.grad(output, argnums=(0, 1))(gammas, variances)
     return {scale: -2 * by_variance[var] / by_gamma[scale] for var, scale in scales.items()}
 
 
 def _scales(state: Any, params: Any) -> dict[str, str]:
     """The name of each batch norm's scale among `params`, by that of its variance in `state`."""
-    names, found = list(_by_name(params)), {}
-    for var in _by_name(state):
+    names, found = list(by_name(params)), {}
+    for var in by_name(state):
         if "var" not in var.split("/"):
             continue
         scale = _renamed(var, "scale")

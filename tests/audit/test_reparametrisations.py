@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
-from flax import nnx
+from helpers import Nnx
 
 import sharpflat as sf
 from sharpflat.audit.reparametrisations import (
@@ -249,16 +249,6 @@ def test_what_is_not_homogeneous_cannot_be_rescaled_but_permuted():
 def test_outputs_that_are_no_logits_do_not_grow():
     with pytest.raises(sf.InputError, match="logit_rescaling: the outputs do not grow"):
         logit_rescaling(objective_of(Net(last="softmax"), (5,)))
-
-
-class Nnx(nnx.Module):
-    def __init__(self, rngs):
-        self.hidden = nnx.Linear(5, 8, rngs=rngs)
-        self.bn = nnx.BatchNorm(8, rngs=rngs)
-        self.body = nnx.Linear(8, 3, rngs=rngs)
-
-    def __call__(self, x):
-        return self.body(nnx.relu(self.bn(self.hidden(x))))
 
 
 @pytest.mark.parametrize("make", KEEPING.values())

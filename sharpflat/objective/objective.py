@@ -13,7 +13,7 @@ from jax.tree_util import Partial
 
 from sharpflat.batch import Batch
 from sharpflat.networks.adapter import Model, has_batch_norm, nnx_parts
-from sharpflat.objective import derivatives
+from sharpflat.objective import derivatives, inputs
 from sharpflat.objective.layers import name_of
 from sharpflat.objective.losses import LOSSES
 from sharpflat.objective.sharing import once
@@ -66,11 +66,14 @@ class Objective:
             chunk: examples a pass (all of them by default); bounds memory.
 
         Raises:
-            InputError: empty data, mismatched lengths, a chunk below 1.
+            InputError: parameters that are none or not floating-point, empty data, mismatched
+                lengths, a chunk below 1, a loss that is no scalar.
         """
-        batch = _checked_data(data)
-        chunk = _checked_chunk(chunk, batch.size)
-        return Objective(_arrays(params), {}, batch, loss, None, None, chunk)
+        params, batch = inputs.checked_params(params), inputs.checked_data(data)
+        chunk = inputs.checked_chunk(chunk, batch.size)
+        objective = Objective(params, {}, batch, loss, None, None, chunk)
+        inputs.check_loss(objective)
+        return objective
 
     @staticmethod
     def from_model(
@@ -97,24 +100,25 @@ class Objective:
             chunk: examples a pass.
 
         Raises:
-            InputError: an unknown loss or policy, empty data, a chunk that does not divide the
-                data under `batch`.
+            InputError: as `from_function`; an unknown loss or policy, labels that the outputs do
+                not have, a chunk that does not divide the data under `batch`.
         """
         if params is None:
             params, model_state = nnx_parts(model)
-        model, batch = Model.of(model), _checked_data(data)
+        model, batch = Model.of(model), inputs.checked_data(data)
         if batch_norm not in get_args(BatchNormPolicy):
             hint = closest(batch_norm, get_args(BatchNormPolicy))
             raise InputError(f"batch_norm: unknown policy {batch_norm!r}{hint}")
         if isinstance(loss, str) and loss not in LOSSES:
             raise InputError(f"loss: unknown {loss!r}{closest(loss, LOSSES)}")
-        chunk = _checked_chunk(chunk, batch.size)
-        model_state = {} if model_state is None else model_state
-        _check_divides(batch_norm, model_state, batch.size, chunk)
+        chunk = inputs.checked_chunk(chunk, batch.size)
+        params = inputs.checked_params(params)
+        state = {} if model_state is None else jax.tree.map(jnp.asarray, model_state)
+        inputs.check_divides(batch_norm, state, batch.size, chunk)
         function = LOSSES[loss] if isinstance(loss, str) else loss
-        return Objective(
-            _arrays(params), _arrays(model_state), batch, function, model, batch_norm, chunk
-        )
+        objective = Objective(params, state, batch, function, model, batch_norm, chunk)
+        inputs.check_loss(objective)
+        return objective
 
     def loss(self, params: Any) -> jax.Array:
         """L(params), a scalar."""
@@ -211,7 +215,7 @@ class Objective:
         """
         data = self.data.take(jnp.asarray(indices))
         chunk = min(self.chunk, data.size)
-        _check_divides(self.batch_norm, self.model_state, data.size, chunk)
+        inputs.check_divides(self.batch_norm, self.model_state, data.size, chunk)
         return replace(self, data=data, chunk=chunk)
 
     def restrict(self, pattern: str | Collection[str]) -> Objective:
@@ -271,32 +275,3 @@ class Objective:
 
 def _same(gradient: Any) -> Any:
     return gradient
-
-
-def _arrays(tree: Any) -> Any:
-    return jax.tree.map(jnp.asarray, tree)
-
-
-def _checked_data(data: Batch | tuple[Any, Any]) -> Batch:
-    inputs, labels = (jnp.asarray(part) for part in data)
-    if inputs.ndim == 0 or len(inputs) == 0:
-        raise InputError("data: the data set is empty")
-    if labels.ndim == 0 or len(labels) != len(inputs):
-        raise InputError(f"data: {len(inputs)} inputs but labels of shape {labels.shape}")
-    return Batch(inputs, labels)
-
-
-def _checked_chunk(chunk: int | None, size: int) -> int:
-    if chunk is None:
-        return size
-    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
-        raise InputError(f"chunk: expected a whole number of at least 1, got {chunk!r}")
-    return min(chunk, size)
-
-
-def _check_divides(policy: str | None, model_state: Any, size: int, chunk: int) -> None:
-    if policy == "batch" and has_batch_norm(model_state) and size % chunk:
-        raise InputError(
-            f"chunk: {chunk} does not divide the {size} examples, as it must under "
-            f"batch_norm 'batch', where each chunk is normalised by its own statistics"
-        )

@@ -16,8 +16,7 @@ from sharpflat.runs.build import abstract_objective, check_chunk, make_optimizer
 from sharpflat.runs.progress import Reporter
 from sharpflat.runs.provenance import commit, device, versions
 from sharpflat.runs.record import Run, measurement_key
-from sharpflat.sharpness import check, measure_each
-from sharpflat.sharpness.base import Measured
+from sharpflat.sharpness import Measured, check, measure_each
 
 MOST_NUMBERS = 1000
 INPUTS: dict[str, Callable[[Run], Any]] = {

@@ -1,23 +1,17 @@
-"""Estimate, and `measure`: what every metric returns and how every metric is called."""
+"""What every metric is made of: `Estimate`, the common checks, independent draws."""
 
 from __future__ import annotations
 
 import functools
-import math
-import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sharpflat import trees
-from sharpflat.objective import Objective, sharing
-from sharpflat.registry import Entry, InputError, closest, metrics
-
-Spec = str | Mapping[str, Mapping[str, Any] | None]
+from sharpflat.objective import Objective
+from sharpflat.registry import InputError
 
 
 class Estimate(NamedTuple):
@@ -46,9 +40,12 @@ class Estimate(NamedTuple):
         values = np.asarray(samples, dtype=np.float64)
         if values.ndim != 1 or len(values) == 0:
             raise ValueError(f"samples: expected a vector of draws, got shape {values.shape}")
-        error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
+        with np.errstate(invalid="ignore"):  # of infinite draws the error is NaN
+            spread = float(values.std(ddof=1)) if len(values) > 1 else None
+            mean = float(values.mean())
+        error = None if spread is None else spread / len(values) ** 0.5
         converged = bool(np.isfinite(values).all())
-        return cls(float(values.mean()), error, converged, {"samples": values, **details})
+        return cls(mean, error, converged, {"samples": values, **details})
 
     @classmethod
     def from_ratio(cls, numerators: Any, denominators: Any, **details: Any) -> Estimate:
@@ -69,121 +66,6 @@ class Estimate(NamedTuple):
         error = None if rest.standard_error is None else rest.standard_error / abs(below.mean())
         samples = {"numerators": above, "denominators": below}
         return cls(ratio, error, bool(np.isfinite(ratio)), {**samples, **details})
-
-
-class Measured(NamedTuple):
-    """One metric's outcome: an estimate, or the error that kept it from one."""
-
-    name: str
-    arguments: dict[str, Any]
-    estimate: Estimate | None
-    error: Exception | None
-    seconds: float
-
-
-def measure(
-    objective: Objective,
-    metric: Spec | Sequence[Spec],
-    *,
-    seed: int = 0,
-    **keywords: Any,
-) -> Any:
-    """Measure one metric or several at the objective's parameters.
-
-    Args:
-        objective: where to measure.
-        metric: a name, `{name: {argument: value}}`, or a list of these.
-        seed: of all that is random; the same seed gives the same number.
-        **keywords: arguments of a metric given by name alone, and inputs that metrics need
-            (`initial_params`, ...).
-
-    Returns:
-        An `Estimate`, or a list of them in the order asked for. In a list a metric that fails
-        leaves the others' results: its own is NaN, unconverged, with the error in its details.
-
-    Raises:
-        InputError: before any work, an unknown metric or argument, a missing input, what the
-            objective cannot give, parameters that are not finite; later, a single metric's failure.
-
-    Example:
-        >>> import jax.numpy as jnp, sharpflat as sf
-        >>> data = (jnp.ones((4, 1)), jnp.zeros(4))
-        >>> bowl = sf.Objective.from_function(
-        ...     lambda w, batch: 1.5 * jnp.sum(w**2), jnp.zeros(3), data)
-        >>> round(sf.measure(bowl, "hessian_top_eigenvalues").value, 4)
-        3.0
-    """
-    several = isinstance(metric, Sequence) and not isinstance(metric, str)
-    specs: Sequence[Spec] = metric if several else [metric]  # type: ignore[assignment, list-item]
-    if several or not isinstance(metric, str):
-        arguments, inputs = {}, keywords
-    else:
-        taken = metrics[metric].inputs
-        inputs = {name: keywords[name] for name in keywords if name in taken}
-        arguments = {name: keywords[name] for name in keywords if name not in taken}
-    requests = [(name, {**given, **arguments}) for name, given in map(_parts, specs)]
-    estimates = []
-    for outcome in measure_each(objective, requests, seed, inputs):
-        if outcome.error is not None and not several:
-            raise outcome.error
-        estimates.append(outcome.estimate or _failed(outcome))
-    return estimates if several else estimates[0]
-
-
-def _failed(outcome: Measured) -> Estimate:
-    reason = f"{type(outcome.error).__name__}: {outcome.error}"
-    warnings.warn(f"{outcome.name}: {reason}", stacklevel=3)
-    return Estimate(float("nan"), None, False, {"error": np.array(reason)})
-
-
-def measure_each(
-    objective: Objective,
-    requests: Sequence[tuple[str, Mapping[str, Any]]],
-    seed: int,
-    inputs: Mapping[str, Any],
-    before: Callable[[str], None] = lambda name: None,
-) -> Iterator[Measured]:
-    """Each request's outcome in turn, shared passes made once; an error ends only its own metric.
-
-    Everything that can be checked is checked before any work.
-    """
-    checked = [(metrics[name], metrics[name].arguments(given)) for name, given in requests]
-    known = {*_INPUTS, *(name for entry, _ in checked for name in entry.inputs)}
-    for entry, arguments in checked:
-        _check_inputs(entry, inputs, known)
-        check(entry, objective, {**arguments, **{name: inputs[name] for name in entry.inputs}})
-    if not trees.all_finite(objective.params):
-        raise InputError("params: hold numbers that are not finite; nothing can be measured there")
-    key = jax.random.key(seed)
-    with sharing():
-        for entry, arguments in checked:
-            before(entry.name)
-            began = time.perf_counter()
-            estimate, failure = None, None
-            try:
-                given = {name: inputs[name] for name in entry.inputs}
-                estimate = _checked(entry, entry(objective, key, **arguments, **given))
-            except Exception as error:
-                failure = error
-            yield Measured(entry.name, arguments, estimate, failure, time.perf_counter() - began)
-
-
-def check(entry: Entry, objective: Objective, arguments: Mapping[str, Any]) -> None:
-    """Refuse what `entry` cannot measure on `objective`, whose arrays need only have shapes.
-
-    Args:
-        entry: the metric.
-        objective: where it would be measured.
-        arguments: all of them, and inputs (`initial_params`, ...) where they are at hand already.
-
-    Raises:
-        InputError: one line that names the metric.
-    """
-    for refuse in entry.checks:
-        try:
-            refuse(objective, arguments)
-        except InputError as error:
-            raise InputError(f"{entry.name}: {error}") from None
 
 
 def needs_outputs(objective: Objective, arguments: Mapping[str, Any]) -> None:
@@ -233,39 +115,3 @@ def map_draws(
 @functools.partial(jax.jit, static_argnums=0)
 def _map_draws(function: Any, objective: Objective, keys: jax.Array, args: Any) -> Any:
     return jax.lax.map(lambda key: function(objective, key, *args), keys)
-
-
-def _parts(spec: Spec) -> tuple[str, dict[str, Any]]:
-    if isinstance(spec, str):
-        return spec, {}
-    if not isinstance(spec, Mapping) or len(spec) != 1:
-        raise InputError(f"metric: expected a name or {{name: arguments}}, got {spec!r}")
-    ((name, arguments),) = spec.items()
-    return name, dict(arguments or {})
-
-
-def _check_inputs(entry: Entry, inputs: Mapping[str, Any], known: set[str]) -> None:
-    missing = [name for name in entry.inputs if inputs.get(name) is None]
-    if missing:
-        hint = f" (given: {', '.join(inputs)})" if inputs else ""
-        raise InputError(f"{entry.name}: needs {missing[0]!r}{hint}; pass it to measure")
-    unknown = [name for name in inputs if name not in known]
-    if unknown:
-        hint = closest(unknown[0], (*entry.schema.model_fields, *entry.inputs))
-        raise InputError(f"{entry.name}: unknown argument {unknown[0]!r}{hint}")
-
-
-_INPUTS = ("initial_params", "opt_state", "optimizer")
-
-
-def _checked(entry: Entry, estimate: Any) -> Estimate:
-    if not isinstance(estimate, Estimate):
-        raise InputError(f"{entry.name}: returned {type(estimate).__name__}, not an Estimate")
-    if jnp.ndim(estimate.value) != 0:
-        raise InputError(f"{entry.name}: value has shape {jnp.shape(estimate.value)}, not a scalar")
-    error = estimate.standard_error
-    return estimate._replace(
-        value=float(estimate.value),
-        standard_error=None if error is None else float(error),
-        converged=bool(estimate.converged) and math.isfinite(estimate.value),
-    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -18,8 +19,8 @@ from sharpflat.sharpness.hessian import outermost
 
 def _fits_state(objective: Objective, arguments: Mapping[str, Any]) -> None:
     if "opt_state" in arguments:
-        state, params = arguments["opt_state"], objective.params
-        _inverse_root(state, params, arguments["b2"], arguments["epsilon"])
+        known = functools.partial(_inverse_root, b2=arguments["b2"], epsilon=arguments["epsilon"])
+        jax.eval_shape(known, arguments["opt_state"], objective.params)
 
 
 @metric(cost=lambda n, a: 2.0 * 25, checks=(selects_parameters, _fits_state))

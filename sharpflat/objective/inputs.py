@@ -1,0 +1,137 @@
+"""What an objective is made of, refused by name where it cannot be used, before any work."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import jax
+import jax.numpy as jnp
+
+from sharpflat.batch import Batch
+from sharpflat.networks.adapter import has_batch_norm
+from sharpflat.objective import derivatives
+from sharpflat.objective.layers import name_of
+from sharpflat.objective.losses import cross_entropy, squared_error
+from sharpflat.registry import InputError
+
+if TYPE_CHECKING:
+    from sharpflat.objective.objective import Objective
+
+
+def checked_params(params: Any) -> Any:
+    """The parameters as arrays.
+
+    Raises:
+        InputError: none, or some that are not floating-point numbers.
+    """
+    arrays = jax.tree.map(jnp.asarray, params)
+    for path, leaf in jax.tree.leaves_with_path(arrays):
+        if not jnp.issubdtype(leaf.dtype, jnp.floating):
+            name = f" {name_of(path)!r}" if path else ""
+            raise InputError(f"params:{name} expected floating-point numbers, got {leaf.dtype}")
+    if not sum(leaf.size for leaf in jax.tree.leaves(arrays)):
+        raise InputError("params: are empty")
+    return arrays
+
+
+def checked_data(data: Any) -> Batch:
+    """Inputs and labels as arrays.
+
+    Raises:
+        InputError: no pair of arrays, no examples, or not as many labels as inputs.
+    """
+    if not isinstance(data, tuple | list) or len(data) != 2:
+        raise InputError(f"data: expected (inputs, labels), got {type(data).__name__}")
+    try:
+        inputs, labels = (jnp.asarray(part) for part in data)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"data: expected two arrays, (inputs, labels): {error}") from None
+    if inputs.ndim == 0 or len(inputs) == 0:
+        raise InputError("data: the data set is empty")
+    if labels.ndim == 0 or len(labels) != len(inputs):
+        raise InputError(f"data: {len(inputs)} inputs but labels of shape {labels.shape}")
+    return Batch(inputs, labels)
+
+
+def checked_chunk(chunk: Any, size: int) -> int:
+    """Examples a pass: all of them for None, and never more than there are.
+
+    Raises:
+        InputError: no whole number of at least 1.
+    """
+    if chunk is None:
+        return size
+    if isinstance(chunk, bool) or not isinstance(chunk, int) or chunk < 1:
+        raise InputError(f"chunk: expected a whole number of at least 1, got {chunk!r}")
+    return min(chunk, size)
+
+
+def check_divides(policy: str | None, model_state: Any, size: int, chunk: int) -> None:
+    """Refuse a chunk that leaves a rest where each chunk has statistics of its own.
+
+    Raises:
+        InputError: names both numbers.
+    """
+    if policy == "batch" and has_batch_norm(model_state) and size % chunk:
+        raise InputError(
+            f"chunk: {chunk} does not divide the {size} examples, as it must under "
+            f"batch_norm 'batch', where each chunk is normalised by its own statistics"
+        )
+
+
+def check_loss(objective: Objective) -> None:
+    """Refuse a loss that does not give what it should, without computing it.
+
+    Raises:
+        InputError: a plain loss that is no scalar; labels that are not those of the outputs; a
+            loss an example that is none.
+    """
+    if objective.model is None:
+        loss = jax.eval_shape(objective.function, objective.params, objective.data)
+        _expect("a scalar, the mean over the batch", (), loss)
+        return
+    outputs = jax.eval_shape(derivatives.outputs, objective, objective.params)
+    _check_labels(objective.function, outputs.shape, objective.data.labels)
+    losses = jax.eval_shape(derivatives.losses, objective, objective.params)
+    _expect("a number an example", (objective.data.size,), losses)
+
+
+def _expect(what: str, shape: tuple[int, ...], loss: Any) -> None:
+    found = getattr(loss, "shape", None)
+    if found != shape:
+        got = type(loss).__name__ if found is None else f"shape {found}"
+        raise InputError(f"loss: expected {what}, got {got}")
+
+
+def _check_labels(function: Any, outputs: tuple[int, ...], labels: jax.Array) -> None:
+    """Of the losses of our own; what a user's own takes, only they know."""
+    whole = jnp.issubdtype(labels.dtype, jnp.integer)
+    if function is cross_entropy:
+        if len(outputs) != 2:
+            raise InputError(f"outputs: 'cross_entropy' needs [n, classes], got {outputs}")
+        _expect_labels("whole numbers", outputs[:1], labels, whole and labels.ndim == 1)
+        _check_range(labels, outputs[-1])
+    if function is squared_error and whole:
+        _expect_labels("numbers", outputs[:1], labels, labels.ndim == 1 and len(outputs) == 2)
+        _check_range(labels, outputs[-1])
+    elif function is squared_error:
+        size = jax.eval_shape(lambda: jnp.zeros(outputs)).size
+        _expect_labels("numbers", outputs, labels, labels.size == size)
+
+
+def _expect_labels(what: str, shape: tuple[int, ...], labels: jax.Array, fits: bool) -> None:
+    if not fits:
+        raise InputError(
+            f"labels: expected {what} of shape {shape}, got {labels.dtype} {labels.shape}"
+        )
+
+
+def _check_range(labels: jax.Array, classes: int) -> None:
+    if isinstance(labels, jax.core.Tracer):
+        return  # inside a compiled program there are no numbers to look at
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        raise InputError(
+            f"labels: expected 0 to {classes - 1}, as there are {classes} outputs, "
+            f"got {low} to {high}"
+        )

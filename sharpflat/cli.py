@@ -10,6 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+COMPILE_SECONDS = 3
+"""Of one measure of a small network on two cores."""
+
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 ConfigFile = Annotated[str, typer.Argument(help="A study's YAML file.", metavar="CONFIG")]
@@ -40,10 +43,7 @@ def run(
 
     study = runs.load_config(config, overrides or [], plugin or [])
     if dry_run:
-        plan = runs.plan(study, root)
-        _print_plan(plan)
-        if any(missing for *_, missing in plan):
-            _print_costs(runs.costs(study), sum(missing > 0 for *_, missing in plan))
+        _print_plan(study, runs.plan(study, root))
         return
     with shown() as reporter:
         done = runs.run(study, root, reporter)
@@ -148,17 +148,19 @@ def audit(
 def _effort(record: Any, objective: Any, asked: list[tuple[str, dict[str, Any]]]) -> str:
     """How many measurements an audit makes, and about how long that takes."""
     from sharpflat.runs.cost import costs_of
-    from sharpflat.runs.measure_run import Request
+    from sharpflat.runs.requests import Request
 
     size, chunk = objective.data.size, objective.chunk
     requests = [
         Request(name, arguments, "train", size, chunk, objective.batch_norm, 0, None)
         for name, arguments in asked
     ]
-    minutes = sum(cost.seconds or 0 for cost in costs_of(record.config, requests)) / 60
+    costs = costs_of(record.config, [(request, 1) for request in requests])
+    minutes = sum(cost.seconds or 0 for cost in costs) / 60
+    compiling = COMPILE_SECONDS * len({request.metric for request in requests}) / 60
     return (
-        f"{len(asked)} measurements on {size} examples, about {minutes:.1f} min and the time to "
-        f"compile (gradients by what each declares; one timed now)"
+        f"{len(asked)} measurements on {size} examples, about {minutes:.1f} min (gradients by what "
+        f"each declares; one timed now), and the first time {compiling:.1f} min or more to compile"
     )
 
 
@@ -235,24 +237,37 @@ def _show(root: str, study: str) -> None:
     console.print(study_table(root, study))
 
 
-def _print_plan(rows: list[Any]) -> None:
-    for record, status, missing in rows:
-        settings = " ".join(f"{key}={value}" for key, value in record.swept.items())
-        print(f"{record.id}  {settings}  {status}, {missing} measurements to make")
+def _print_plan(study: Any, plan: list[Any]) -> None:
+    from sharpflat import runs
+    from sharpflat.runs.cost import trainings_seconds
+    from sharpflat.runs.requests import left_out, requests
+
+    for row in plan:
+        settings = " ".join(f"{key}={value}" for key, value in row.run.swept.items())
+        print(f"{row.run.id}  {settings}  {row.status}, {len(row.todo)} measurements to make")
+    for line in left_out(requests(study), [row.run for row in plan]):
+        print(line)
+    trainings = sum(row.to_train for row in plan)
+    if trainings:
+        minutes = trainings_seconds(plan) / 60
+        print(f"\n{trainings} trainings, at most about {minutes:.1f} min if none stops early")
+    if any(row.todo for row in plan):
+        _print_costs(runs.costs(study, plan))
 
 
-def _print_costs(costs: list[Any], runs: int) -> None:
-    print("\nabout what measuring a run costs, each measure alone, without compiling:")
-    print("(gradients over its examples; one was timed just now)")
-    width = max(len(cost.request.metric) for cost in costs)
+def _print_costs(costs: list[Any]) -> None:
+    print("\nabout what is to be measured, each measure alone, without compiling")
+    print("(gradients over its examples; one was timed just now):")
+    width = max(len(cost.request.label) for cost in costs)
+    print(f"{'measure':{width}}  gradients      a run  runs")
     for cost in costs:
         known = cost.gradients is not None
-        shown = f"{cost.gradients:8.0f}  {cost.seconds:8.1f} s" if known else "       ?"
-        print(f"{cost.request.metric:{width}}  {shown}")
-    minutes = sum(cost.seconds or 0 for cost in costs) / 60
+        shown = f"{cost.gradients:9.0f} {cost.seconds:8.1f} s" if known else "        ?          ?"
+        print(f"{cost.request.label:{width}}  {shown}  {cost.runs:4}")
+    minutes = sum(cost.runs * (cost.seconds or 0) for cost in costs) / 60
     silent = sum(cost.gradients is None for cost in costs)
-    beside = f" and {silent} that do not say" if silent else ""
-    print(f"{'the sum':{width}}  about {minutes:.1f} min a run{beside}, {runs} runs to measure")
+    beside = f", beside {silent} that do not say" if silent else ""
+    print(f"{'the sum':{width}}  about {minutes:.1f} min{beside}")
 
 
 def _exit_with(failures: list[str]) -> None:

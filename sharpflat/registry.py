@@ -190,6 +190,15 @@ class Entry:
         checked = validate(self.schema, given, where or self.name)
         return {name: getattr(checked, name) for name in self.schema.model_fields}
 
+    def label(self, arguments: Mapping[str, Any]) -> str:
+        """The name, with those arguments that are not its defaults: `name[argument=value]`."""
+        fields = self.schema.model_fields
+        own = [
+            f"{name}={value}" for name, value in arguments.items()
+            if name in fields and _as_text(value) != _as_text(fields[name].default)
+        ]  # fmt: skip
+        return f"{self.name}[{','.join(own)}]" if own else self.name
+
     @cached_property
     def locations(self) -> frozenset[str]:
         """Arguments marked as `Location`."""
@@ -236,6 +245,11 @@ class Entry:
             source = textwrap.dedent(inspect.getsource(self.function))
         of = digests.of_code_and_imports if self.kind == "metric" else digests.of_code
         return of(source)
+
+
+def _as_text(value: Any) -> str:
+    """A tuple as a list, as JSON has it."""
+    return json.dumps(value, default=repr)
 
 
 def _shown(parameter: inspect.Parameter) -> str:

@@ -193,7 +193,73 @@ def test_bad_input_is_named(data, change, message):
         made(data, **change)
 
 
-def test_empty_and_mismatched_data_are_refused():
-    for data in ((jnp.ones((0, 2)), jnp.ones(0)), (jnp.ones((3, 2)), jnp.ones(2))):
-        with pytest.raises(sf.InputError, match="data"):
-            sf.Objective.from_function(lambda w, b: w, jnp.ones(()), data)
+def loss_of_nothing(params, batch):
+    return jnp.zeros(())
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ((jnp.ones((0, 2)), jnp.ones(0)), "data: the data set is empty"),
+        ((jnp.ones((3, 2)), jnp.ones(2)), "data: 3 inputs but labels of shape"),
+        (jnp.ones((2, 2)), r"data: expected \(inputs, labels\), got ArrayImpl"),
+        ((jnp.ones(2), jnp.ones(2), jnp.ones(2)), r"data: expected \(inputs, labels\), got tuple"),
+        ((["a"], jnp.ones(1)), "data: expected two arrays"),
+    ],
+)
+def test_data_that_are_none_are_refused(data, message):
+    with pytest.raises(sf.InputError, match=message):
+        sf.Objective.from_function(loss_of_nothing, jnp.ones(()), data)
+
+
+@pytest.mark.parametrize(
+    ("loss", "params", "message"),
+    [
+        (loss_of_nothing, {}, "params: are empty"),
+        (loss_of_nothing, {"a": {"w": jnp.arange(3)}}, "params: 'a/w' expected floating-point"),
+        (loss_of_nothing, jnp.ones(2, complex), "params: expected floating-point numbers"),
+        (lambda w, batch: w, jnp.ones(3), r"loss: expected a scalar.*got shape \(3,\)"),
+        (lambda w, batch: (w[0], w), jnp.ones(3), "loss: expected a scalar.*got tuple"),
+    ],
+)
+def test_parameters_and_losses_that_are_none_are_refused(data, loss, params, message):
+    with pytest.raises(sf.InputError, match=message):
+        sf.Objective.from_function(loss, params, data)
+
+
+def test_a_mean_where_each_example_has_a_loss_is_refused(data):
+    with pytest.raises(sf.InputError, match=r"loss: expected a number an example, got shape \(\)"):
+        made(data, loss=lambda outputs, labels: jnp.mean(outputs))
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "squared_error"])
+@pytest.mark.parametrize("first", [-1, 3])
+def test_labels_that_no_output_has_are_refused(data, loss, first):
+    """One-based classes too: JAX would take the nearest that there is, and say nothing."""
+    labels = data[1].at[0].set(first)
+    with pytest.raises(sf.InputError, match="labels: expected 0 to 2, as there are 3 outputs"):
+        made((data[0], labels), loss=loss)
+
+
+@pytest.mark.parametrize(
+    ("labels", "loss"),
+    [
+        (np.zeros(N), "cross_entropy"),
+        (np.eye(3)[[0] * N], "cross_entropy"),
+        (np.zeros((N, 1), int), "cross_entropy"),
+        (np.zeros(N), "squared_error"),
+        (np.zeros((N, 1), int), "squared_error"),
+    ],
+)
+def test_labels_of_another_kind_are_refused(data, labels, loss):
+    with pytest.raises(sf.InputError, match="labels: expected "):
+        made((data[0], jnp.asarray(labels)), loss=loss)
+
+
+def test_labels_are_not_looked_at_inside_a_compiled_program(data):
+    @jax.jit
+    def loss(labels):
+        objective = made((data[0], labels))
+        return objective.loss(objective.params)
+
+    np.testing.assert_allclose(loss(data[1]), made(data).loss(made(data).params), rtol=1e-6)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-import numpy as np
-
+from sharpflat import registry
 from sharpflat.audit import tables
 from sharpflat.audit.changes import Change
 from sharpflat.audit.measuring import (
@@ -18,9 +16,9 @@ from sharpflat.audit.measuring import (
     chosen,
     estimates,
     failure,
-    label,
     mark,
     shown,
+    with_error,
 )
 from sharpflat.audit.reparametrisations import (
     batch_norm_scale,
@@ -29,24 +27,23 @@ from sharpflat.audit.reparametrisations import (
     permuted_units,
     relu_rescaling,
 )
+from sharpflat.audit.verdicts import (
+    PAIRED,
+    RESOLUTION,
+    SAME,
+    TOLERANCE,
+    Verdict,
+    factor,
+    factor_error,
+    far,
+    verdict,
+)
 from sharpflat.objective import BatchNormPolicy, Objective
 from sharpflat.registry import InputError
 from sharpflat.sharpness import Estimate
 
-Verdict = Literal["invariant", "fooled", "undecided"]
-
 ALPHA = 4.0
 """The factor of the rescalings by default; a power of two leaves no rounding."""
-SAME = 0.005
-"""Relative: rounding, and what solvers leave, is below it."""
-TOLERANCE = 0.02
-"""Relative: a solver's certificate is within 1 %, and there are two of them."""
-RESOLUTION = 0.2
-"""A comparison that cannot tell a change of this size decides nothing."""
-PAIRED = 1e-3
-"""Closer than this, two random estimates drew the same numbers to the same effect."""
-FAR = 0.5
-"""Beyond this (a factor of two) a change is believed without certificates."""
 
 UNFIT = {"opt_state": "the optimizer's state belongs to the parameters as they were trained"}
 
@@ -62,7 +59,8 @@ class InvarianceRow(NamedTuple):
         after: the same with the same seed after the change.
         factor: after / before.
         outputs_deviation: how far the change moved the outputs, relative to their norm.
-        verdict: see `verdict`.
+        verdict: see `verdict`; after a change that does not keep the function, `fooled` means
+            no more than moved.
     """
 
     metric: str
@@ -73,6 +71,11 @@ class InvarianceRow(NamedTuple):
     factor: float
     outputs_deviation: float
     verdict: Verdict
+
+    @property
+    def label(self) -> str:
+        """The metric's name, with the arguments that are not its defaults."""
+        return registry.metrics[self.metric].label(self.arguments)
 
 
 @dataclass(frozen=True, repr=False)
@@ -107,13 +110,15 @@ class InvarianceTable:
     def fooled(self) -> dict[str, InvarianceRow]:
         """By metric, of the changes that keep the function the one that fools it most."""
         found = [row for row in self._kept() if row.verdict == "fooled"]
-        return {_label(row): row for row in sorted(found, key=lambda row: _far(row.factor))}
+        return {row.label: row for row in sorted(found, key=lambda row: far(row.factor))}
 
     @property
     def invariant(self) -> list[str]:
         """The metrics that every change that keeps the function leaves alone."""
-        others = {_label(row) for row in self._kept() if row.verdict != "invariant"}
-        return [name for name in dict.fromkeys(map(_label, self.rows)) if name not in others]
+        others = {row.label for row in self._kept() if row.verdict != "invariant"}
+        return [
+            name for name in dict.fromkeys(row.label for row in self.rows) if name not in others
+        ]
 
     def _kept(self) -> list[InvarianceRow]:
         keep = {change.name for change in self.changes if change.preserves}
@@ -123,8 +128,8 @@ class InvarianceTable:
         cells = [["metric", "value", *(change.name for change in self.changes)]]
         for start in range(0, len(self.rows), len(self.changes)):
             group = self.rows[start : start + len(self.changes)]
-            said = [f"×{row.factor:.4g} {row.verdict}{mark(row.after)}" for row in group]
-            cells.append([_label(group[0]), shown(group[0].before), *said])
+            said = [_said(row, change) for row, change in zip(group, self.changes, strict=True)]
+            cells.append([group[0].label, shown(group[0].before), *said])
         return cells
 
     def _notes(self) -> list[str]:
@@ -137,16 +142,17 @@ class InvarianceTable:
         notes += [f"not made: {reason}" for reason in self.not_made]
         notes += [
             f"batch norm: {self.batch_norm}",
-            f"invariant: both certificates held ({UNCERTIFIED}: it did not), and equal within "
-            f"{SAME:.1%} and three combined standard errors, together no more than "
-            f"{RESOLUTION:.0%}, or within {PAIRED:.1%}; fooled: apart by more than {TOLERANCE:.0%} "
-            f"and those errors, and by a factor of two where a certificate or an error (± ?) is "
-            f"lacking; undecided: all else",
+            f"{UNCERTIFIED}: the metric's own certificate did not hold; ± ?: error not known",
+            f"invariant: certified, and equal within {SAME:.1%} and three standard errors, these "
+            f"no more than {RESOLUTION:.0%} together, or within {PAIRED:.1%}",
+            f"fooled: moved by more than {TOLERANCE:.0%} and three standard errors; by a factor of "
+            f"two, where a certificate or an error is lacking",
+            "moved, same: these two, where the function itself changed; undecided: all else",
         ]
         notes += [f"skipped: {name}: {reason}" for name, reason in self.skipped.items()]
         failed = [(row, failure(row.before) or failure(row.after)) for row in self.rows]
         return notes + [
-            f"failed: {_label(row)}, {row.change}: {reason}" for row, reason in failed if reason
+            f"failed: {row.label}, {row.change}: {reason}" for row, reason in failed if reason
         ]
 
     def _made(self, change: Change) -> str:
@@ -223,7 +229,7 @@ def invariance_table(
     rows = [
         InvarianceRow(
             name, arguments, change.name, before[i], there[i],
-            _factor(before[i].value, there[i].value), change.deviation,
+            factor(before[i].value, there[i].value), change.deviation,
             verdict(before[i], there[i]),
         )
         for i, (name, arguments) in enumerate(requests)
@@ -231,31 +237,6 @@ def invariance_table(
     ]  # fmt: skip
     policy = objective.batch_norm
     return InvarianceTable(tuple(rows), changes, alpha, policy, not_made, skipped)
-
-
-def verdict(before: Estimate, after: Estimate) -> Verdict:
-    """Whether a change moved a metric: `fooled` if so, `invariant` if not, else `undecided`.
-
-    With d = |after − before|, m the larger of the two magnitudes and s the combined standard error,
-
-    - `fooled`: d > 2 % m + 3 s; and d > m / 2, a factor of two, where a certificate did not hold or
-      a standard error is not known;
-    - `invariant`: both certificates held, d ≤ 0.5 % m + 3 s, and that bound is at most 20 % m (or d
-      below 0.1 % m, which random estimates reach only where the change leaves each draw alone);
-    - `undecided`: all else, and what is not finite.
-    """
-    values = np.array([before.value, after.value])
-    if not np.isfinite(values).all():
-        return "undecided"
-    difference, size = float(np.ptp(values)), float(np.abs(values).max())
-    noise = 3 * math.hypot(before.standard_error or 0, after.standard_error or 0)
-    certified = before.converged and after.converged
-    known = None not in (before.standard_error, after.standard_error)
-    if difference > max(TOLERANCE * size + noise, 0 if certified and known else FAR * size):
-        return "fooled"
-    resolved = SAME * size + noise <= RESOLUTION * size or difference <= PAIRED * size
-    same = difference <= SAME * size + noise
-    return "invariant" if certified and same and resolved else "undecided"
 
 
 def all_changes(
@@ -284,17 +265,12 @@ def all_changes(
     return tuple(changes), tuple(not_made)
 
 
-def _factor(before: float, after: float) -> float:
-    if before == after:
-        return 1.0
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return float(np.float64(after) / before)
+def _said(row: InvarianceRow, change: Change) -> str:
+    if failure(row.before) or failure(row.after):
+        return "failed"
+    word = row.verdict if change.preserves else WORDS[row.verdict]
+    text = with_error(f"×{row.factor:.4g}", factor_error(row.before, row.after))
+    return f"{text} {word}{mark(row.after)}"
 
 
-def _far(factor: float) -> float:
-    """How far from 1; a change of sign is the farthest."""
-    return abs(math.log(factor)) if 0 < factor < math.inf else math.inf
-
-
-def _label(row: InvarianceRow) -> str:
-    return label(row.metric, row.arguments)
+WORDS = {"invariant": "same", "fooled": "moved", "undecided": "undecided"}

@@ -61,25 +61,19 @@ def estimates(
     """What each gives; one that fails is NaN, with the error in its details, as of `measure`."""
     found = []
     for outcome in measure_each(objective, requests, seed, inputs, before):
-        reason = f"{type(outcome.error).__name__}: {outcome.error}"
-        failed = Estimate(float("nan"), None, False, {"error": np.array(reason)})
+        failed = Estimate(float("nan"), None, False, {"error": np.array(outcome.reason)})
         found.append(outcome.estimate or failed)
     return found
 
 
-def label(name: str, arguments: Mapping[str, Any]) -> str:
-    """The metric's name, with those arguments that are not its defaults."""
-    fields = metrics[name].schema.model_fields
-    own = [f"{k}={v}" for k, v in arguments.items() if v != fields[k].default]
-    return f"{name}[{','.join(own)}]" if own else name
-
-
 def shown(estimate: Estimate) -> str:
     """Value ± standard error (`?` if not known), and `UNCERTIFIED` where that holds."""
-    error = estimate.standard_error
-    text = f"{estimate.value:.4g}"
-    text += " ± ?" if error is None else f" ± {error:.2g}" if error else ""
-    return text + mark(estimate)
+    return with_error(f"{estimate.value:.4g}", estimate.standard_error) + mark(estimate)
+
+
+def with_error(text: str, error: float | None) -> str:
+    """A number with its standard error behind it, `?` if that is not known."""
+    return f"{text} ± ?" if error is None else f"{text} ± {error:.2g}" if error else text
 
 
 def mark(estimate: Estimate) -> str:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sharpflat import registry
 from sharpflat.audit import tables
 from sharpflat.audit.measuring import (
     UNCERTIFIED,
@@ -19,7 +20,6 @@ from sharpflat.audit.measuring import (
     chosen,
     estimates,
     failure,
-    label,
     mark,
     shown,
 )
@@ -103,7 +103,7 @@ class PrecisionTable:
         cells = [["metric", *self.formats]]
         for start in range(0, len(self.rows), len(self.formats)):
             *group, last = self.rows[start : start + len(self.formats)]
-            name = label(last.metric, last.arguments)
+            name = registry.metrics[last.metric].label(last.arguments)
             cells.append([name, *map(_said, group), shown(last.estimate)])
         return cells
 
@@ -121,7 +121,7 @@ class PrecisionTable:
         notes += [f"skipped: {name}: {reason}" for name, reason in self.skipped.items()]
         failed = [(row, failure(row.estimate)) for row in self.rows]
         return notes + [
-            f"failed: {label(row.metric, row.arguments)} in {row.format}: {reason}"
+            f"failed: {registry.metrics[row.metric].label(row.arguments)} in {row.format}: {reason}"
             for row, reason in failed
             if reason
         ]

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sharpflat import statistics
+from sharpflat.config import read_yaml
 from sharpflat.report.figures import note
 from sharpflat.runs import study_folder
 from sharpflat.runs.summary import Cell, Setting, large_batch_gap, summarise
@@ -42,7 +43,7 @@ def study_table(root: str | Path, study: str) -> Group:
         shown = [_cell_text(name, cell) for cell in cells]
         table.add_row(label, *shown, *([_compared(cells)] if compared else []))
     data = note(root, study)
-    notes = [*_notes(rows, settings), *([f"data: {data}"] if data else [])]
+    notes = [*_notes(rows, settings), *_asked(root, study), *([f"data: {data}"] if data else [])]
     return Group(table, *[Text(line) for line in notes])
 
 
@@ -78,10 +79,38 @@ def _notes(rows: Sequence[dict[str, Any]], settings: Sequence[Setting]) -> list[
         notes.append(f"large_batch_gap, paired by seed: {_points(gap)}")
     if measurement_columns(rows):
         notes.append("converged: how many met their own criterion; bn: batch-norm policy")
+        notes += _without_number(rows)
     for row in rows:
         if row["status"] != "finished":
             notes.append(f"run {row['run']} (seed {row['seed']}): {row['status']}")
     return notes
+
+
+def _without_number(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What was measured and gave no number; `run` and the records say why."""
+    lines = []
+    for name in measurement_columns(rows):
+        lost = [row for row in rows if row[name] is None and row[f"{name}_converged"] is not None]
+        if lost:
+            where = ", ".join(row["run"][:6] for row in lost)
+            lines.append(f"{name}: failed, or not finite, in {len(lost)} runs ({where})")
+    return lines
+
+
+def _asked(root: str | Path, study: str) -> list[str]:
+    """What was measured on, and with which arguments that are not the defaults."""
+    blocks = read_yaml(study_folder(root, study) / "config.yaml").get("measure") or []
+    lines = []
+    for block in blocks if isinstance(blocks, list) else [blocks]:
+        if block["metrics"]:
+            examples = block["examples"] or "all"
+            given = [
+                f"{name}: {', '.join(f'{key}={value}' for key, value in arguments.items())}"
+                for spec in block["metrics"] if isinstance(spec, dict)
+                for name, arguments in spec.items() if arguments
+            ]  # fmt: skip
+            lines.append("; ".join([f"measured on {examples} {block['split']} examples", *given]))
+    return lines
 
 
 def _points(gap: Interval) -> str:

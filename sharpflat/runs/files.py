@@ -58,8 +58,15 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in `path`."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """The JSON in `path`.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InputError(f"{path}: is damaged: {error}") from None
 
 
 def append_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -72,11 +79,26 @@ def append_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole JSON lines of `path`; none if it is not there."""
+    """All whole JSON lines of `path`; none if it is not there.
+
+    Raises:
+        InputError: names a line that is damaged.
+    """
     if not path.exists():
         return []
-    text = path.read_bytes()[: _whole_bytes(path)].decode()
-    return [json.loads(line) for line in text.splitlines()]
+    lines = path.read_bytes()[: _whole_bytes(path)].split(b"\n")[:-1]
+    return [_read_line(path, number, line) for number, line in enumerate(lines, start=1)]
+
+
+def _read_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+        if isinstance(row, dict):
+            return row
+        error = f"expected a mapping, got {line[:40]!r}"
+    except ValueError as failure:
+        error = str(failure)
+    raise InputError(f"{path}: line {number} is damaged; mend or remove it: {error}")
 
 
 def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

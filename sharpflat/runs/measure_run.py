@@ -1,22 +1,20 @@
-"""Measurements of finished runs: what a config asks for, and what is not there yet."""
+"""Measurements of finished runs: those that are not there yet, each on disk at once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
-import jax
 import numpy as np
 
-from sharpflat.config import Config, Policy, resolve
-from sharpflat.registry import InputError, closest, metrics
+from sharpflat.registry import InputError, metrics
 from sharpflat.runs import files
-from sharpflat.runs.build import abstract_objective, check_chunk, make_optimizer_of, resident
+from sharpflat.runs.build import make_optimizer_of
 from sharpflat.runs.progress import Reporter
 from sharpflat.runs.provenance import commit, device, versions
-from sharpflat.runs.record import Run, measurement_key
-from sharpflat.sharpness import Measured, check, measure_each
+from sharpflat.runs.record import Run
+from sharpflat.runs.requests import Request, missing
+from sharpflat.sharpness import Measured, measure_each
 
 MOST_NUMBERS = 1000
 INPUTS: dict[str, Callable[[Run], Any]] = {
@@ -24,80 +22,6 @@ INPUTS: dict[str, Callable[[Run], Any]] = {
     "opt_state": lambda run: run.opt_state,
     "optimizer": lambda run: make_optimizer_of(run.config),
 }
-
-
-@dataclass(frozen=True)
-class Request:
-    """One measurement that a config asks of its runs."""
-
-    metric: str
-    arguments: dict[str, Any]
-    split: str
-    examples: int | None
-    chunk: int
-    batch_norm: Policy
-    seed: int
-    seeds: tuple[int, ...] | None
-
-    @property
-    def setting(self) -> tuple[Any, ...]:
-        """What requests that can share an objective have in common."""
-        return (self.split, self.examples, self.chunk, self.batch_norm, self.seed)
-
-    def variant(self) -> dict[str, Any]:
-        """Everything by which two requests of one metric can differ."""
-        names = ("split", "examples", "batch_norm", "chunk", "seed")
-        return {**self.arguments, **{name: getattr(self, name) for name in names}}
-
-    def wants(self, run: Run) -> bool:
-        """Whether it is asked of this run."""
-        return self.seeds is None or run.seed in self.seeds
-
-    def row(self, run: Run) -> dict[str, Any]:
-        """The fields that identify the measurement in `run`'s record."""
-        split = getattr(resident(run.config["dataset"]), self.split)
-        examples = self.examples or split.size
-        return {
-            "metric": self.metric,
-            "arguments": files.plain(self.arguments),
-            "split": self.split,
-            "examples": examples,
-            "data_digest": run.provenance["data_digest"],
-            "batch_norm": self.batch_norm,
-            "chunk": min(self.chunk, examples),
-            "dtype": str(jax.numpy.zeros(()).dtype),
-            "seed": self.seed + run.seed,
-            "metric_digest": metrics[self.metric].digest,
-        }
-
-
-def requests(config: Config) -> list[Request]:
-    """All measurements of a study, in the config's order."""
-    return [
-        Request(
-            *resolve(metrics, spec, "measure.metrics"), block.split, block.examples, block.chunk,
-            policy, block.seed, None if block.seeds is None else tuple(block.seeds),
-        )
-        for block in config.measures
-        for policy in block.batch_norm
-        for spec in block.specs
-    ]  # fmt: skip
-
-
-def missing(run: Run, asked: list[Request]) -> list[Request]:
-    """Those of `asked` that the run's record lacks, or holds only as an error."""
-    there = {measurement_key(row) for row in run.measurements if row["error"] is None}
-    wanted = [request for request in asked if request.wants(run)]
-    return [request for request in wanted if measurement_key(request.row(run)) not in there]
-
-
-def failures(run: Run, asked: list[Request]) -> list[str]:
-    """What went wrong in those of `asked` that were measured: metric and error."""
-    if not run.finished:
-        return []
-    keys = {measurement_key(request.row(run)) for request in asked if request.wants(run)}
-    rows = [row for row in run.measurements if measurement_key(row) in keys]
-    return [f"{row['metric']}: {row['error']}" for row in rows if row["error"] is not None]
 
 
 def measure_run(run: Run, asked: list[Request], reporter: Reporter) -> None:
@@ -121,12 +45,22 @@ def _outcomes(
 ) -> Iterator[tuple[Request, Measured]]:
     for setting in dict.fromkeys(request.setting for request in todo):
         group = [request for request in todo if request.setting == setting]
-        first = group[0]
+        yield from zip(group, _of_one_objective(run, group, before), strict=True)
+
+
+def _of_one_objective(
+    run: Run, group: list[Request], before: Callable[[str], None]
+) -> Iterator[Measured]:
+    """What cannot be measured at all, as where a snapshot is damaged, is each request's error."""
+    first, left = group[0], [(request.metric, request.arguments) for request in group]
+    try:
         objective = run.objective(first.split, first.batch_norm, first.chunk, first.examples)
-        names = [(request.metric, request.arguments) for request in group]
         inputs = _inputs(run, group)
-        outcomes = measure_each(objective, names, first.seed + run.seed, inputs, before)
-        yield from zip(group, outcomes, strict=True)
+        for outcome in measure_each(objective, [*left], first.seed + run.seed, inputs, before):
+            left.pop(0)
+            yield outcome
+    except InputError as error:
+        yield from (Measured(name, arguments, None, error, 0.0) for name, arguments in left)
 
 
 def _inputs(run: Run, group: list[Request]) -> dict[str, Any]:
@@ -139,7 +73,7 @@ def _write(run: Run, request: Request, outcome: Measured) -> None:
     estimate, row = outcome.estimate, request.row(run)
     row |= {"value": None, "standard_error": None, "converged": False, "error": None}
     if estimate is None:
-        row["error"] = f"{type(outcome.error).__name__}: {outcome.error}"
+        row["error"] = outcome.reason
         details: dict[str, Any] = {}
     else:
         row["value"] = estimate.value
@@ -166,34 +100,3 @@ def _small(run: Run, details: dict[str, np.ndarray]) -> dict[str, Any]:
             np.save(temporary, array, allow_pickle=False)
         small[name] = {"file": f"arrays/{file.name}", "shape": list(array.shape)}
     return small
-
-
-def check_measures(config: Config, run: dict[str, Any]) -> None:
-    """Refuse, before any work, what cannot be measured on a run of this resolved config.
-
-    Raises:
-        InputError: more examples than there are; a chunk that does not divide them under `batch`;
-            a metric that needs what a study does not have, or what its objective cannot give.
-    """
-    data = resident(run["dataset"])
-    for block in config.measures:
-        size = getattr(data, block.split).size
-        if block.examples is not None and block.examples > size:
-            raise InputError(
-                f"measure.examples: {block.examples} is above the {size} examples of "
-                f"{run['dataset']['name']!r}, split {block.split!r}"
-            )
-        for policy in block.batch_norm if block.metrics else ():
-            where = f"measure.chunk: {block.chunk}"
-            check_chunk(run, block.split, block.examples, block.chunk, policy, where)
-    for request in requests(config):
-        unknown = [name for name in metrics[request.metric].inputs if name not in INPUTS]
-        if unknown:
-            raise InputError(
-                f"measure.metrics.{request.metric}: needs {unknown[0]!r}, which a study cannot "
-                f"hand over{closest(unknown[0], INPUTS)}"
-            )
-        shapes = abstract_objective(
-            run, request.split, request.examples, request.chunk, request.batch_norm
-        )
-        check(metrics[request.metric], shapes, request.arguments)

@@ -12,12 +12,13 @@ from sharpflat.config import Config, RunConfig
 from sharpflat.registry import InputError, closest
 from sharpflat.runs import files
 from sharpflat.runs.build import build_recipe, check_fit
-from sharpflat.runs.cost import Cost, costs_of
+from sharpflat.runs.cost import Cost, Planned, costs_of
 from sharpflat.runs.landscapes import check_landscapes, compute_landscapes
-from sharpflat.runs.measure_run import check_measures, measure_run, missing, requests
-from sharpflat.runs.measure_run import failures as failed_measurements
+from sharpflat.runs.measure_run import measure_run
 from sharpflat.runs.progress import SILENT, Reporter
 from sharpflat.runs.record import Run
+from sharpflat.runs.requests import check_measures, left_out, missing, requests
+from sharpflat.runs.requests import failures as failed_measurements
 from sharpflat.runs.setup import fill_registries, keep_compiled_programs
 from sharpflat.runs.table import read_table, swept_keys, table_rows, write_table
 from sharpflat.runs.train_run import train_run
@@ -73,6 +74,8 @@ def measure(config: Config, root: str | Path = "results", reporter: Reporter = S
     runs, asked = _begun(cells, root), requests(config)
     if not runs:
         raise InputError(f"study {config.study!r}: has no runs under {root} yet; train it first")
+    for line in left_out(asked, runs):
+        reporter.say(line)
     for record in runs:
         if record.finished:
             measure_run(record, asked, reporter)
@@ -81,21 +84,24 @@ def measure(config: Config, root: str | Path = "results", reporter: Reporter = S
     return runs
 
 
-def plan(config: Config, root: str | Path = "results") -> list[tuple[Run, str, int]]:
-    """What `run` would do, a run a row: its status, and how many measurements are missing."""
+def plan(config: Config, root: str | Path = "results") -> list[Planned]:
+    """What `run` would do, a run a row."""
     asked, rows = requests(config), []
     for cell in _checked_cells(config):
         record = _record(cell, root)
         started = (record.folder / "config.yaml").exists()
         wanted = [request for request in asked if request.wants(record)]
         todo = missing(record, asked) if record.finished else wanted
-        rows.append((record, record.status["status"] if started else "new", len(todo)))
+        rows.append(Planned(record, record.status["status"] if started else "new", todo))
     return rows
 
 
-def costs(config: Config) -> list[Cost]:
-    """About what each of the study's measurements costs on its first run."""
-    return costs_of(_checked_cells(config)[0].resolved(), requests(config))
+def costs(config: Config, planned: Sequence[Planned]) -> list[Cost]:
+    """About what each measurement that is still to be made costs, as on the study's first run."""
+    asked = requests(config)
+    lacking = [sum(request in row.todo for row in planned) for request in asked]
+    wanted = [(request, runs) for request, runs in zip(asked, lacking, strict=True) if runs]
+    return costs_of(planned[0].run.config, wanted)
 
 
 def failures(runs: Sequence[Run], config: Config | None = None) -> list[str]:

@@ -11,8 +11,8 @@ from typing import Any
 
 from sharpflat.registry import InputError
 from sharpflat.runs import files
-from sharpflat.runs.measure_run import Request
 from sharpflat.runs.record import Run, measurement_key
+from sharpflat.runs.requests import Request
 
 FINALS = ("train_accuracy", "test_accuracy", "train_loss", "test_loss", "generalization_gap")
 SUFFIXES = ("", "_standard_error", "_converged", "_batch_norm")

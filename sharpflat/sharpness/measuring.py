@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import operator
 import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +31,18 @@ class Measured(NamedTuple):
     estimate: Estimate | None
     error: Exception | None
     seconds: float
+
+    @property
+    def reason(self) -> str | None:
+        """What kept it from a number, with the line of a user's own file that it came from."""
+        if self.error is None:
+            return None
+        frames = traceback.extract_tb(self.error.__traceback__)
+        own = [f for f in frames if Path(f.filename) == metrics[self.name].file]
+        said = f"{type(self.error).__name__}: {self.error}"
+        if not own or metrics[self.name].built_in:
+            return said
+        return f"{said} ({Path(own[-1].filename).name}, line {own[-1].lineno})"
 
 
 def measure(
@@ -86,9 +100,8 @@ def measure(
 
 
 def _failed(outcome: Measured) -> Estimate:
-    reason = f"{type(outcome.error).__name__}: {outcome.error}"
-    warnings.warn(f"{outcome.name}: {reason}", stacklevel=3)
-    return Estimate(float("nan"), None, False, {"error": np.array(reason)})
+    warnings.warn(f"{outcome.name}: {outcome.reason}", stacklevel=3)
+    return Estimate(float("nan"), None, False, {"error": np.array(outcome.reason)})
 
 
 def measure_each(
@@ -112,7 +125,7 @@ def measure_each(
     key = _key(seed)
     with sharing():
         for entry, arguments in checked:
-            before(entry.name)
+            before(entry.label(arguments))
             began = time.perf_counter()
             estimate, failure = None, None
             try:

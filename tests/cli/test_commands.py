@@ -25,6 +25,14 @@ def test_list_shows_every_entry_with_its_summary(kind):
         assert line.endswith(entries[name].summary)
 
 
+def test_python_m_sharpflat_is_the_same_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "sharpflat", "list", "nothing"], capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("sharpflat: list: unknown kind 'nothing'")
+
+
 def test_list_shows_one_entry_in_full():
     out = sharpflat("list", "metrics", "keskar_sharpness").out
     for text in ("φ = 100", "epsilon", "0.001", "Source: Keskar et al. (2017)", "lbfgsb"):

@@ -7,6 +7,7 @@ import pytest
 from runs.studies import LINEAR, NORM, TINY, sharpflat, write
 
 import sharpflat as sf
+from sharpflat.registry import metrics
 from sharpflat.runs import train_run
 
 
@@ -159,12 +160,15 @@ def test_a_metric_that_raises(tmp_path):
     assert outcome.code == 1
     assert f"run {record.id}: faulty: RuntimeError: not [today]" in outcome.err
     failed, good = record.measurements
-    assert failed["error"] == "RuntimeError: not [today]"
+    line = 1 + FAULTY[: FAULTY.index("raise")].count("\n")
+    assert failed["error"] == f"RuntimeError: not [today] (faulty.py, line {line})"
     assert (failed["value"], failed["standard_error"], failed["converged"]) == (None, None, False)
     assert good["error"] is None
     (row,) = rows(tmp_path)
     assert (row["faulty"], row["status"]) == ("", "finished")
     assert float(row["weight_norm"]) == pytest.approx(good["value"])
+    shown = " ".join(sharpflat("show", "tiny", "--root", tmp_path).out.split())
+    assert f"faulty: failed, or not finite, in 1 runs ({record.id[:6]})" in shown
 
     assert run(tmp_path, **study).code == 1, "tried again, and again in vain"
 
@@ -194,3 +198,79 @@ def test_a_metric_that_returns_something_else(tmp_path):
     assert "not an Estimate" in outcome.err
     (record,) = sf.load_runs(tmp_path, "tiny")
     assert [row["error"] is None for row in record.measurements] == [False, True]
+
+
+def test_a_damaged_snapshot_is_its_own_runs_error(tmp_path):
+    study = {"seeds": 2, "sweep": None}
+    path = write(tmp_path, **study)
+    assert sharpflat("train", path, "--root", tmp_path).code == 0
+    first, second = sf.load_runs(tmp_path, "tiny")
+    last = max(first.folder.glob("snapshots/*.npz"), key=lambda file: int(file.stem))
+    whole = last.read_bytes()
+    last.write_bytes(whole[:200])
+    outcome = run(tmp_path, **study)
+    assert outcome.code == 1
+    assert outcome.err.count(f"run {first.id}: weight_norm: InputError: snapshot {last}") == 1
+    assert [row["error"] is None for row in second.measurements] == [True]
+    assert last.read_bytes() == whole[:200]
+    last.write_bytes(whole)
+    assert run(tmp_path, **study).code == 0
+    assert [row["error"] is None for row in first.measurements] == [True]
+
+
+@pytest.mark.parametrize("line", ["{broken", "3", "\udcff"])
+def test_a_damaged_line_is_named_and_nothing_is_lost(tmp_path, line):
+    assert run(tmp_path, sweep=None).code == 0
+    (record,) = sf.load_runs(tmp_path, "tiny")
+    damaged = (
+        line.encode("utf-8", "surrogateescape") + b"\n" + record.measurements_file.read_bytes()
+    )
+    record.measurements_file.write_bytes(damaged)
+    said = run(tmp_path, sweep=None).complaint
+    assert said.startswith(f"{record.measurements_file}: line 1 is damaged; mend or remove it: ")
+    assert record.measurements_file.read_bytes() == damaged
+
+
+def test_a_damaged_status_is_named(tmp_path):
+    assert run(tmp_path, sweep=None).code == 0
+    (record,) = sf.load_runs(tmp_path, "tiny")
+    (record.folder / "status.json").write_text('{"status": ')
+    assert run(tmp_path, sweep=None).complaint.startswith(
+        f"{record.folder}/status.json: is damaged"
+    )
+
+
+ADAM = {"name": "adam", "learning_rate": 0.01}
+PLAIN = {"name": "gradient_descent", "learning_rate": 0.01}
+
+
+def test_all_leaves_out_what_a_run_cannot_give_and_says_so(tmp_path, monkeypatch):
+    kept = {name: metrics[name] for name in ("parameter_norm", "preconditioned_sharpness")}
+    monkeypatch.setattr(metrics, "_entries", kept)
+    study = {"measure": {"metrics": "all", "chunk": 40}, "plugins": []}
+    train = {"batch_size": 8, "epochs": 1}
+    sweep = {"train.optimizer": [ADAM, PLAIN]}
+    line = "left out of 1 of 2 runs: preconditioned_sharpness: opt_state: holds no second moments"
+    planned = run(tmp_path, "--dry-run", train={**train, "optimizer": ADAM}, sweep=sweep, **study)
+    assert planned.code == 0, planned
+    assert line in planned.out
+    assert [f"new, {n} measurements to make" in planned.out for n in (0, 1, 2)] == [
+        False,
+        True,
+        True,
+    ]
+    outcome = run(tmp_path, train={**train, "optimizer": ADAM}, sweep=sweep, **study)
+    assert outcome.code == 0, outcome
+    assert outcome.err.count(line) == 1
+    adam, plain = sf.load_runs(tmp_path, "tiny")
+    assert [row["metric"] for row in adam.measurements] == list(kept)
+    assert [row["metric"] for row in plain.measurements] == ["parameter_norm"]
+
+
+def test_what_is_asked_for_by_name_must_be_possible(tmp_path):
+    said = run(
+        tmp_path, train={"batch_size": 8, "epochs": 1, "optimizer": PLAIN}, sweep=None,
+        measure={"metrics": ["preconditioned_sharpness"]},
+    ).complaint  # fmt: skip
+    assert said.startswith("preconditioned_sharpness: opt_state: holds no second moments known")
+    assert not (tmp_path / "runs").exists()

@@ -165,15 +165,16 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path):
     before = {path.name for path in tmp_path.iterdir()}
     plan = run(tmp_path, "--dry-run", **study)
     assert plan.code == 0
-    runs, costs = plan.out.split("\n\n")
+    runs, trainings, costs = plan.out.split("\n\n")
+    assert trainings.startswith("4 trainings, at most about 0.0 min")
     assert len(runs.splitlines()) == 4
     assert all("new, 2 measurements to make" in line for line in runs.splitlines())
     lines = {line.split()[0]: line.split()[1:] for line in costs.splitlines()}
-    assert lines["weight_norm"] == ["?"]
-    gradients, seconds, unit = lines["hessian_trace"]
-    assert (gradients, unit) == ("14", "s")  # seven products
+    assert lines["weight_norm"] == ["?", "?", "4"]
+    gradients, seconds, unit, count = lines["hessian_trace[probes=4,steps=3]"]
+    assert (gradients, unit, count) == ("14", "s", "4")  # seven products
     assert float(seconds) < 60
-    assert "a run and 1 that do not say, 4 runs to measure" in costs
+    assert costs.endswith("about 0.0 min, beside 1 that do not say\n")
     assert {path.name for path in tmp_path.iterdir()} == before | {"study.yaml"}
 
     assert run(tmp_path, **study).code == 0

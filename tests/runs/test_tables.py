@@ -7,7 +7,7 @@ import yaml
 from runs.studies import content
 
 from sharpflat import config as configs
-from sharpflat.runs.measure_run import requests
+from sharpflat.runs.requests import requests
 from sharpflat.runs.summary import large_batch_gap, paired, summarise
 from sharpflat.runs.table import (
     column_names,

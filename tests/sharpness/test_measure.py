@@ -1,5 +1,7 @@
 """measure: one metric or many, inputs, errors, shared passes."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -170,12 +172,33 @@ def test_inputs_that_do_not_fit_are_refused_before_other_metrics_work(own, name,
 
 
 def test_of_a_list_the_others_results_stay(own):
-    with pytest.warns(UserWarning, match="broken: RuntimeError: no luck"):
+    line = metrics["broken"].function.__code__.co_firstlineno + 3
+    reason = f"RuntimeError: no luck (test_measure.py, line {line})"
+    with pytest.warns(UserWarning, match=re.escape(f"broken: {reason}")):
         whole, broken = sf.measure(quadratic(BOWL), ["hessian_top_eigenvalues", "broken"])
     assert whole.value == pytest.approx(3.0, rel=1e-3)
     assert np.isnan(broken.value)
     assert not broken.converged
-    assert str(broken.details["error"]) == "RuntimeError: no luck"
+    assert str(broken.details["error"]) == reason
+
+
+@pytest.mark.parametrize("seed", [1.0, "1", -1, 2**32, None])
+def test_seeds_are_whole_numbers(seed):
+    with pytest.raises(sf.InputError, match="seed: expected a whole number"):
+        sf.measure(quadratic(BOWL), "parameter_norm", seed=seed)
+
+
+def test_the_same_seed_of_any_integer_type(own):
+    values = [
+        sf.measure(quadratic(BOWL), "mean_loss_nearby", seed=seed).value
+        for seed in (3, np.int64(3), jnp.int32(3), 4)
+    ]
+    assert values[0] == values[1] == values[2] != values[3]
+
+
+def test_what_is_no_objective_is_refused():
+    with pytest.raises(sf.InputError, match="objective: expected an Objective, got function"):
+        sf.measure(lambda w: w, "parameter_norm")
 
 
 def touched(objective, key):

@@ -1,0 +1,184 @@
+"""What a study asks to be measured, and which of it a run can give."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from sharpflat.config import Config, Measure, Policy, resolve
+from sharpflat.registry import InputError, closest, metrics
+from sharpflat.runs import files
+from sharpflat.runs.build import (
+    abstract_objective,
+    check_chunk,
+    make_optimizer_of,
+    resident,
+    state_like,
+)
+from sharpflat.runs.record import Run, measurement_key
+from sharpflat.sharpness import check
+
+
+@dataclass(frozen=True)
+class Request:
+    """One measurement that a config asks of its runs.
+
+    Attributes:
+        metric: its name; `arguments` are all of them.
+        split: `train` or `test`; with `examples`, `chunk` and `batch_norm` the objective.
+        seed: added to the run's own.
+        seeds: of the runs that it is asked of; None for all.
+        if_possible: whether it is asked only of runs that can give it, as by `metrics: all`.
+    """
+
+    metric: str
+    arguments: dict[str, Any]
+    split: str
+    examples: int | None
+    chunk: int
+    batch_norm: Policy
+    seed: int
+    seeds: tuple[int, ...] | None
+    if_possible: bool = False
+
+    @property
+    def label(self) -> str:
+        """The metric's name, with the arguments that are not its defaults."""
+        return metrics[self.metric].label(self.arguments)
+
+    @property
+    def setting(self) -> tuple[Any, ...]:
+        """What requests that can share an objective have in common."""
+        return (self.split, self.examples, self.chunk, self.batch_norm, self.seed)
+
+    def variant(self) -> dict[str, Any]:
+        """Everything by which two requests of one metric can differ."""
+        names = ("split", "examples", "batch_norm", "chunk", "seed")
+        return {**self.arguments, **{name: getattr(self, name) for name in names}}
+
+    def wants(self, run: Run) -> bool:
+        """Whether it is asked of this run."""
+        if self.seeds is not None and run.seed not in self.seeds:
+            return False
+        return not self.if_possible or obstacle(self, run.config) is None
+
+    def row(self, run: Run) -> dict[str, Any]:
+        """The fields that identify the measurement in `run`'s record."""
+        split = getattr(resident(run.config["dataset"]), self.split)
+        examples = self.examples or split.size
+        return {
+            "metric": self.metric,
+            "arguments": files.plain(self.arguments),
+            "split": self.split,
+            "examples": examples,
+            "data_digest": run.provenance["data_digest"],
+            "batch_norm": self.batch_norm,
+            "chunk": min(self.chunk, examples),
+            "dtype": str(jax.numpy.zeros(()).dtype),
+            "seed": self.seed + run.seed,
+            "metric_digest": metrics[self.metric].digest,
+        }
+
+
+def requests(config: Config) -> list[Request]:
+    """All measurements of a study, in the config's order."""
+    return [
+        Request(
+            *resolve(metrics, spec, "measure.metrics"), block.split, block.examples, block.chunk,
+            policy, block.seed, None if block.seeds is None else tuple(block.seeds),
+            block.metrics == "all",
+        )
+        for block in config.measures
+        for policy in block.batch_norm
+        for spec in block.specs
+    ]  # fmt: skip
+
+
+def missing(run: Run, asked: list[Request]) -> list[Request]:
+    """Those of `asked` that the run's record lacks, or holds only as an error."""
+    there = {measurement_key(row) for row in run.measurements if row["error"] is None}
+    wanted = [request for request in asked if request.wants(run)]
+    return [request for request in wanted if measurement_key(request.row(run)) not in there]
+
+
+def failures(run: Run, asked: list[Request]) -> list[str]:
+    """What went wrong in those of `asked` that were measured: metric and error."""
+    if not run.finished:
+        return []
+    keys = {measurement_key(request.row(run)): request for request in asked if request.wants(run)}
+    rows = [(row, keys.get(measurement_key(row))) for row in run.measurements]
+    return [f"{request.label}: {row['error']}" for row, request in rows if request and row["error"]]
+
+
+def left_out(asked: Sequence[Request], runs: Sequence[Run]) -> list[str]:
+    """A line for each metric of `metrics: all` that some runs cannot give, with the reason."""
+    found: dict[str, int] = {}
+    for request in asked if runs else ():
+        for run in runs if request.if_possible else ():
+            reason = obstacle(request, run.config)
+            if reason is not None:
+                found[reason] = found.get(reason, 0) + 1
+    return [f"left out of {count} of {len(runs)} runs: {why}" for why, count in found.items()]
+
+
+def check_measures(config: Config, run: dict[str, Any]) -> None:
+    """Refuse, before any work, what cannot be measured on a run of this resolved config.
+
+    Raises:
+        InputError: more examples than there are; a chunk that does not divide them under `batch`;
+            a metric asked for by name that needs what a study does not have, or what its runs
+            cannot give.
+    """
+    for block in config.measures:
+        _check_block(block, run)
+    for request in requests(config):
+        reason = None if request.if_possible else obstacle(request, run)
+        if reason is not None:
+            raise InputError(reason)
+
+
+def obstacle(request: Request, run: dict[str, Any]) -> str | None:
+    """Why a measurement cannot be made on a run of this resolved config; None where it can."""
+    known = [metrics[request.metric].digest, {**run, "seed": 0}, request.arguments, request.setting]
+    return _obstacle(request.metric, json.dumps(files.plain([*known])))
+
+
+@functools.lru_cache(maxsize=4096)
+def _obstacle(name: str, known: str) -> str | None:
+    _, run, arguments, (split, examples, chunk, policy, _) = json.loads(known)
+    entry, state = metrics[name], state_like(run)
+    there = {
+        "initial_params": state.params,
+        "opt_state": state.opt_state,
+        "optimizer": make_optimizer_of(run),
+    }
+    unknown = [given for given in entry.inputs if given not in there]
+    if unknown:
+        hint = closest(unknown[0], there)
+        return f"measure.metrics.{name}: needs {unknown[0]!r}, which a study cannot hand over{hint}"
+    shapes = abstract_objective(run, split, examples, chunk, policy)
+    inputs = {given: there[given] for given in entry.inputs}
+    try:
+        check(entry, shapes, {**entry.arguments(arguments), **inputs})
+    except InputError as error:
+        return str(error)
+    except Exception:
+        return None  # someone's own check that needs numbers: it will be asked again
+    return None
+
+
+def _check_block(block: Measure, run: dict[str, Any]) -> None:
+    size = getattr(resident(run["dataset"]), block.split).size
+    if block.examples is not None and block.examples > size:
+        raise InputError(
+            f"measure.examples: {block.examples} is above the {size} examples of "
+            f"{run['dataset']['name']!r}, split {block.split!r}"
+        )
+    for policy in block.batch_norm if block.metrics else ():
+        where = f"measure.chunk: {block.chunk}"
+        check_chunk(run, block.split, block.examples, block.chunk, policy, where)

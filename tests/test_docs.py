@@ -4,10 +4,12 @@ import importlib.util
 import re
 from pathlib import Path
 
+import jax.numpy as jnp
 import pytest
 from test_coverage import CASES
 
 import sharpflat as sf
+from sharpflat.sharpness import check
 
 DOCS = Path(__file__).parents[1] / "docs"
 GUIDE = (DOCS / "metrics.md").read_text(encoding="utf-8")
@@ -40,3 +42,20 @@ def test_the_coverage_table_is_of_the_cases_that_are_tested():
     assert len(rows) == len(CASES)
     for line, case in zip(rows, CASES, strict=True):
         assert line.startswith(script.head(case))
+
+
+def test_the_guide_tells_what_measures_need():
+    """Of a plain loss; the guide's paragraph names all that refuse it, and all other inputs."""
+    params = {"Dense_0": {"kernel": jnp.ones((2, 2)), "bias": jnp.ones(2)}}
+    data = (jnp.ones((2000, 2)), jnp.zeros(2000, int))
+    plain = sf.Objective.from_function(lambda w, batch: jnp.zeros(()), params, data)
+    (paragraph,) = (p for p in GUIDE.split("\n\n") if p.startswith("**What they need.**"))
+    named = set(re.findall(r"`(\w+)`", paragraph))
+    inputs = {name: entry.inputs for name, entry in sf.metrics.items() if entry.inputs}
+    for name, entry in sf.metrics.items():
+        if name in named - set(inputs):
+            with pytest.raises(sf.InputError, match="from_function has no outputs"):
+                check(entry, plain, entry.arguments({}))
+        else:
+            check(entry, plain, entry.arguments({}))
+    assert named > {*inputs, *(given for several in inputs.values() for given in several)}

@@ -130,12 +130,14 @@ def _share_limits(axes: list[Axes]) -> None:
 def _caption(study: StudyRecords, lines: list[LandscapeRecord]) -> str:
     given = [one.settings["batch_norm"] for one in lines if "batch_norm" in one.settings]
     policies = sorted(set(map(str, given)))
+    seeds = sorted({str(one.settings["seed"]) for one in lines if "seed" in one.settings})
     return base.sentences(
         [
             f"{study.name}: loss (left axis) and accuracy (right axis) on the line",
             "(1 − α) start + α end between the parameters of two trained networks, named at their",
             "ends; train solid, test dashed.",
             "The same axes in every panel." if len(lines) > 1 else "",
+            f"Seed {', '.join(seeds)}." if seeds else "",
             f"Batch norm: {', '.join(policies)}." if policies else "",
             study.note,
         ]

@@ -111,6 +111,8 @@ class _Training:
             return 0, initial
         _write_status(self.folder, "running", None)
         done, state = restored
+        self.task.update(done)
+        self.task.note(f"goes on after epoch {done}")
         record = files.read_json(self.folder / "provenance.json")
         again = {"epoch": done, "commit": commit(), "command": command(), "started": now()}
         record["resumed"] = [*record.get("resumed", []), again]

@@ -41,6 +41,8 @@ _PUBLIC = {
     "optimizers": "sharpflat.training",
     "precision_table": "sharpflat.audit",
     "run": "sharpflat.runs",
+    "schedule": "sharpflat.registry",
+    "schedules": "sharpflat.training",
     "train": "sharpflat.runs",
 }
 _ROOMS = ("landscape", "statistics", "trees")

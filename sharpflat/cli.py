@@ -192,7 +192,7 @@ def show(
         _show(root, name)
 
 
-KINDS = ("metrics", "models", "datasets", "optimizers", "figures", "config")
+KINDS = ("metrics", "models", "datasets", "optimizers", "schedules", "figures", "config")
 
 
 @app.command(name="list")

@@ -20,6 +20,7 @@ from sharpflat.registry import (
     Count,
     Finite,
     InputError,
+    NonNegative,
     Positive,
     Registry,
     closest,
@@ -49,8 +50,25 @@ class Stop(Strict):
     improvement: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
 
 
+class LearningRateRule(Strict):
+    """How the learning rate follows the batch size: see `sharpflat.training.scaling`."""
+
+    rule: Literal["linear", "sqrt", "none"]
+    reference: Count
+
+
+class RegimeAdaptation(Strict):
+    """As many updates as at the reference: epochs grow with the batch (Hoffer et al., 2017)."""
+
+    reference: Count
+
+
 class Train(Strict):
-    """How a run is trained."""
+    """How a run is trained.
+
+    `warmup` is in epochs and comes before the schedule; `clip` is the gradient's largest norm;
+    `gradient_penalty` the c of L + c/2 ‖∇L‖².
+    """
 
     batch_size: Count
     epochs: Count
@@ -61,6 +79,18 @@ class Train(Strict):
     track: Annotated[list[Any], pydantic.Field(max_length=0)] = []
     init_from: None = None
     eval_every: Count | None = None
+    schedule: dict[str, Any] | None = None
+    warmup: NonNegative = 0.0
+    learning_rate_rule: LearningRateRule | None = None
+    regime_adaptation: RegimeAdaptation | None = None
+    clip: Positive | None = None
+    gradient_penalty: NonNegative | None = None
+
+
+LATER = (
+    "schedule", "warmup", "learning_rate_rule", "regime_adaptation", "clip", "gradient_penalty",
+)  # fmt: skip
+"""Keys of `train` that ids leave out at their defaults: runs made before there were any stay."""
 
 
 class Measure(Strict):
@@ -172,11 +202,16 @@ class RunConfig:
     def id(self) -> str:
         """Digest of what shapes the record; where data lies does not."""
         content = self.resolved()
-        named = (
+        train = content["train"]
+        for key in LATER:
+            if train[key] == Train.model_fields[key].default:
+                del train[key]
+        named = [
             (registry.datasets, content["dataset"]),
             (registry.models, content["model"]),
-            (registry.optimizers, content["train"]["optimizer"]),
-        )
+            (registry.optimizers, train["optimizer"]),
+            *([(registry.schedules, train["schedule"])] if "schedule" in train else []),
+        ]
         plugins = []
         for entries, spec in named:
             entry = entries[spec["name"]]
@@ -248,6 +283,8 @@ def cells(config: Config) -> list[RunConfig]:
 def _resolved(content: dict[str, Any]) -> dict[str, Any]:
     train = validate(Train, content["train"], "train").model_dump()
     train["optimizer"] = named(registry.optimizers, train["optimizer"], "train.optimizer")
+    if train["schedule"] is not None:
+        train["schedule"] = named(registry.schedules, train["schedule"], "train.schedule")
     return {
         "dataset": named(registry.datasets, content["dataset"], "dataset"),
         "model": named(registry.models, content["model"], "model"),

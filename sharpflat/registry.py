@@ -357,10 +357,12 @@ metrics = Registry("metric")
 models = Registry("model")
 datasets = Registry("data set")
 optimizers = Registry("optimizer")
+schedules = Registry("schedule")
 figures = Registry("figure")
 
 metric = metrics.register
 model = models.register
 dataset = datasets.register
 optimizer = optimizers.register
+schedule = schedules.register
 figure = figures.register

@@ -8,6 +8,7 @@ import inspect
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import sharpflat as sf
@@ -149,5 +150,8 @@ def test_optimizer_moves_parameters_finitely(name):
     rule = sf.optimizers[name]()
     params = {"w": jnp.ones(3), "b": jnp.zeros(())}
     gradient = jax.tree.map(jnp.ones_like, params)
-    update, _ = rule.update(gradient, rule.init(params), params)
+    rule = optax.with_extra_args_support(rule)
+    update, _ = rule.update(
+        gradient, rule.init(params), params, grad_fn=lambda point: gradient, key=jax.random.key(0)
+    )
     assert all((leaf < 0).all() and jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(update))

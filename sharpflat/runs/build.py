@@ -17,7 +17,14 @@ from sharpflat.networks import Model
 from sharpflat.networks.adapter import has_batch_norm
 from sharpflat.objective import LOSSES, BatchNormPolicy, Objective
 from sharpflat.registry import Entry, InputError, datasets, models
-from sharpflat.training import Recipe, TrainState, make_optimizer, start
+from sharpflat.training import (
+    Recipe,
+    TrainState,
+    make_optimizer,
+    scaling,
+    start,
+    updates_per_epoch,
+)
 
 
 class Resident(NamedTuple):
@@ -57,7 +64,10 @@ def build_recipe(config: dict[str, Any]) -> Recipe:
     entry = models[model.pop("name")]
     outputs = data.dataset.classes or data.train.labels[0].size
     network = Model.of(entry(outputs, **entry.arguments(model)))
-    return Recipe(network, LOSSES[train["loss"]], make_optimizer_of(config))
+    return Recipe(
+        network, LOSSES[train["loss"]], make_optimizer_of(config),
+        train.get("clip"), train.get("gradient_penalty"),
+    )  # fmt: skip
 
 
 def check_fit(config: dict[str, Any]) -> None:
@@ -97,10 +107,30 @@ def check_fit(config: dict[str, Any]) -> None:
         )
 
 
-def make_optimizer_of(config: dict[str, Any]) -> optax.GradientTransformation:
-    """The optimizer of a resolved run config."""
-    rule = {**config["train"]["optimizer"]}
-    return make_optimizer(rule.pop("name"), rule)
+def make_optimizer_of(config: dict[str, Any]) -> optax.GradientTransformationExtraArgs:
+    """The optimizer of a resolved run config, with what follows its learning rate.
+
+    Raises:
+        InputError: a warm-up that is not shorter than the training; an optimizer without a
+            learning rate, where that is asked to change.
+    """
+    train, size = config["train"], resident(config["dataset"]).train.size
+    arguments, rule = {**train["optimizer"]}, train.get("learning_rate_rule")
+    per_epoch = updates_per_epoch(size, train["batch_size"], train["drop_last"])
+    return make_optimizer(
+        arguments.pop("name"), arguments,
+        scale=scaling(rule["rule"], train["batch_size"], rule["reference"]) if rule else 1.0,
+        schedule=train.get("schedule"), warmup=train.get("warmup", 0.0) * per_epoch,
+        updates=epochs_of(train) * per_epoch,
+    )  # fmt: skip
+
+
+def epochs_of(train: dict[str, Any]) -> int:
+    """The epochs of a resolved `train` block, adapted to its batch size where it says so."""
+    adaptation = train.get("regime_adaptation")
+    if adaptation is None:
+        return train["epochs"]
+    return max(1, round(train["epochs"] * train["batch_size"] / adaptation["reference"]))
 
 
 def check_chunk(

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 
 from sharpflat.registry import metrics
-from sharpflat.runs.build import abstract_objective, build_recipe, resident
+from sharpflat.runs.build import abstract_objective, build_recipe, epochs_of, resident
 from sharpflat.runs.record import Run
 from sharpflat.runs.requests import Request
 from sharpflat.training import start
@@ -70,7 +70,7 @@ def training_seconds(config: dict[str, Any]) -> float:
     train = config["train"]
     batch, size = train["batch_size"], resident(config["dataset"]).train.size
     examples = min(size, UPDATES_TIMED * batch)
-    return train["epochs"] * size / examples * _gradient_seconds(config, "train", examples, batch)
+    return epochs_of(train) * size / examples * _gradient_seconds(config, "train", examples, batch)
 
 
 def trainings_seconds(plan: Sequence[Planned]) -> float:

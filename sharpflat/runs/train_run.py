@@ -19,7 +19,7 @@ from sharpflat.networks import Model, recalibrate
 from sharpflat.objective import Objective
 from sharpflat.registry import InputError
 from sharpflat.runs import files
-from sharpflat.runs.build import Resident, build_recipe, resident
+from sharpflat.runs.build import Resident, build_recipe, epochs_of, resident
 from sharpflat.runs.checkpoints import Checkpoints
 from sharpflat.runs.progress import Reporter
 from sharpflat.runs.provenance import command, commit, now, provenance
@@ -60,6 +60,7 @@ class _Training:
         self.folder = folder
         self.config = config.resolved()
         self.settings = self.config["train"]
+        self.last = epochs_of(self.settings)
         self.data: Resident = resident(self.config["dataset"])
         self.recipe: Recipe = build_recipe(self.config)
         self.stopping = Stopping(**self.settings["stop"])
@@ -68,7 +69,7 @@ class _Training:
         self.flushed = time.monotonic()
         settings = " ".join(f"{key}={value}" for key, value in config.swept.items())
         name = f"train {config.id[:6]} {settings} seed={config.seed}"
-        self.task = reporter.task(name, self.settings["epochs"])
+        self.task = reporter.task(name, self.last)
 
     def go(self) -> None:
         """Train to the end and write the record."""
@@ -134,13 +135,13 @@ class _Training:
         if not math.isfinite(epoch.train_loss):
             return f"train loss is {epoch.train_loss} in epoch {epoch.number}"
         stopped = self.stopping.reason(epoch.train_loss)
-        if stopped is None and epoch.number >= self.settings["epochs"]:
+        if stopped is None and epoch.number >= self.last:
             return f"all {epoch.number} epochs done"
         return stopped
 
     @property
     def _eval_every(self) -> int:
-        return self.settings["eval_every"] or max(1, self.settings["epochs"] // 30)
+        return self.settings["eval_every"] or max(1, self.last // 30)
 
     def _keep(self, epoch: Epoch) -> None:
         """History to disk about every second, and always before a checkpoint that covers it."""

@@ -1,17 +1,23 @@
 """Training: update rules, batching, compiled segments, stopping rules."""
 
-from sharpflat.registry import optimizers
-from sharpflat.training.segments import Epoch, Recipe, TrainState, epochs, start
+from sharpflat.registry import import_modules, optimizers, schedules
+from sharpflat.training.optimizer import ScalingRule, make_optimizer, scaling
+from sharpflat.training.segments import Epoch, Recipe, TrainState, epochs, start, updates_per_epoch
 from sharpflat.training.stopping import Stopping
-from sharpflat.training.update_rules import make_optimizer
 
 __all__ = [
     "Epoch",
     "Recipe",
+    "ScalingRule",
     "Stopping",
     "TrainState",
     "epochs",
     "make_optimizer",
     "optimizers",
+    "scaling",
+    "schedules",
     "start",
+    "updates_per_epoch",
 ]
+
+import_modules(__name__, __path__)

@@ -29,12 +29,17 @@ class Recipe:
     Attributes:
         model: the network.
         loss: each example's loss `[n]`, from outputs and labels.
-        optimizer: the Optax update. Equal recipes need the same object: see `make_optimizer`.
+        optimizer: the Optax update. Equal recipes need the same object: see `make_optimizer`. It
+            may ask for `grad_fn`, the gradient of the same batch at other parameters, and `key`.
+        clip: the gradient is scaled down to this norm where it is longer.
+        gradient_penalty: c of L + c/2 ‖∇L‖², which is what the gradient is of.
     """
 
     model: Model
     loss: Callable[[jax.Array, jax.Array], jax.Array]
-    optimizer: optax.GradientTransformation
+    optimizer: optax.GradientTransformationExtraArgs
+    clip: float | None = None
+    gradient_penalty: float | None = None
 
 
 class TrainState(NamedTuple):
@@ -127,6 +132,11 @@ def epochs(
         yield Epoch(number, number * updates, loss, accuracy, seconds, state)
 
 
+def updates_per_epoch(n: int, batch_size: int, drop_last: bool) -> int:
+    """How many updates an epoch of `n` examples makes."""
+    return sum(count for _, count in _batch_sizes(n, batch_size, drop_last))
+
+
 def _batch_sizes(n: int, batch_size: int, drop_last: bool) -> list[tuple[int, int]]:
     """(size, how many) of an epoch's batches, in order."""
     whole, rest = divmod(n, batch_size)
@@ -181,8 +191,31 @@ def _update(
         )
         return jnp.mean(recipe.loss(outputs, batch.labels)), (outputs, model_state)
 
-    gradient = jax.value_and_grad(mean_loss, has_aux=True)
+    gradient = _gradient(recipe, mean_loss)
     (loss, (outputs, model_state)), grads = gradient(state.params)
-    updates, opt_state = recipe.optimizer.update(grads, state.opt_state, state.params)
+    updates, opt_state = recipe.optimizer.update(
+        grads, state.opt_state, state.params,
+        grad_fn=lambda point: gradient(point)[1], key=jax.random.fold_in(key, 1),
+    )  # fmt: skip
     params = optax.apply_updates(state.params, updates)
     return TrainState(params, model_state, opt_state), loss, hit_rate(outputs, batch.labels)
+
+
+def _gradient(recipe: Recipe, mean_loss: Callable[[Any], tuple[jax.Array, Any]]) -> Any:
+    """`params -> ((loss, rest), gradient)`, the gradient as the recipe wants it."""
+    plain, penalty = jax.value_and_grad(mean_loss, has_aux=True), recipe.gradient_penalty
+
+    def penalised(params: Any) -> tuple[jax.Array, Any]:
+        values, grads = plain(params)
+        return values[0] + (penalty or 0) / 2 * optax.tree.vdot(grads, grads), values
+
+    def gradient(params: Any) -> Any:
+        if penalty is None:
+            values, grads = plain(params)
+        else:
+            grads, values = jax.grad(penalised, has_aux=True)(params)
+        if recipe.clip is not None:
+            grads, _ = optax.clip_by_global_norm(recipe.clip).update(grads, optax.EmptyState())
+        return values, grads
+
+    return gradient

@@ -1,14 +1,13 @@
-"""Update rules, from Optax: g is the gradient of the mean loss over the batch, η the step."""
+"""Update rules, from Optax: g is the gradient of the mean loss over the batch, η the step.
+
+`learning_rate` may also be an Optax schedule, a function of the update's number.
+"""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from typing import Any
-
 import optax
 
-from sharpflat.registry import Fraction, NonNegative, Positive, optimizer, optimizers
+from sharpflat.registry import Fraction, NonNegative, Positive, optimizer
 
 
 @optimizer
@@ -72,18 +71,28 @@ def rmsprop(
     return optax.rmsprop(learning_rate, decay=decay)
 
 
-def make_optimizer(name: str, arguments: dict[str, Any]) -> optax.GradientTransformation:
-    """The optimizer `name`; the same object for equal arguments, so that programs are shared.
-
-    Raises:
-        InputError: an unknown name or argument.
-    """
-    entry = optimizers[name]
-    return _made(entry.function, tuple(sorted(entry.arguments(arguments).items())))
-
-
-@functools.lru_cache
-def _made(
-    function: Callable[..., Any], arguments: tuple[tuple[str, Any], ...]
+@optimizer
+def lars(
+    *,
+    learning_rate: Positive = 1.0,
+    decay: Fraction = 0.9,
+    weight_decay: NonNegative = 0.0,
+    trust: Positive = 1e-3,
 ) -> optax.GradientTransformation:
-    return function(**dict(arguments))
+    """LARS: each layer's step in proportion to its own norm (You et al., 2017)."""
+    return optax.lars(
+        learning_rate, weight_decay=weight_decay, trust_coefficient=trust, momentum=decay
+    )
+
+
+@optimizer
+def lamb(
+    *,
+    learning_rate: Positive = 1e-3,
+    b1: Fraction = 0.9,
+    b2: Fraction = 0.999,
+    epsilon: Positive = 1e-6,
+    weight_decay: NonNegative = 0.0,
+) -> optax.GradientTransformation:
+    """LAMB: ADAM's step, in proportion to each layer's norm (You et al., 2020)."""
+    return optax.lamb(learning_rate, b1=b1, b2=b2, eps=epsilon, weight_decay=weight_decay)

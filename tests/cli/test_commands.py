@@ -10,7 +10,7 @@ from runs.studies import NORM, contents, sharpflat, write
 import sharpflat as sf
 from sharpflat import registry
 
-KINDS = ("metrics", "models", "datasets", "optimizers", "figures")
+KINDS = ("metrics", "models", "datasets", "optimizers", "schedules", "figures")
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,0 +1,71 @@
+"""An optimizer made: its arguments, and the factors on its learning rate."""
+
+from __future__ import annotations
+
+import functools
+import json
+from typing import Any, Literal
+
+import optax
+
+from sharpflat.registry import InputError, optimizers, schedules
+from sharpflat.training.learning_rate import factor_of
+
+ScalingRule = Literal["linear", "sqrt", "none"]
+POWERS: dict[ScalingRule, float] = {"linear": 1.0, "sqrt": 0.5, "none": 0.0}
+
+
+def make_optimizer(
+    name: str,
+    arguments: dict[str, Any],
+    *,
+    scale: float = 1.0,
+    schedule: dict[str, Any] | None = None,
+    warmup: float = 0.0,
+    updates: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """The optimizer `name`; the same object for equal arguments, so that programs are shared.
+
+    Args:
+        name: of the optimizer.
+        arguments: its own.
+        scale: of its learning rate, as `scaling` gives it.
+        schedule: `{name: ..., argument: ...}`; None for a constant rate.
+        warmup: updates in which the rate rises from 0.
+        updates: of the whole training, for schedule and warm-up.
+
+    Raises:
+        InputError: an unknown name or argument; a schedule shorter than its warm-up; an optimizer
+            without a `learning_rate` to scale.
+    """
+    entry = optimizers[name]
+    checked = entry.arguments(arguments)
+    if (schedule or warmup or scale != 1) and "learning_rate" not in checked:
+        raise InputError(f"{name}: has no learning_rate that a schedule or a scale could change")
+    if warmup and warmup >= updates:
+        raise InputError(f"warmup: its {warmup:g} updates are not fewer than the {updates} of all")
+    factors = {"scale": scale, "schedule": schedule, "warmup": warmup, "updates": updates}
+    shape = schedules[schedule["name"]].function if schedule else None
+    return _made(entry.function, shape, json.dumps([checked, factors], sort_keys=True))
+
+
+def scaling(rule: ScalingRule, batch_size: int, reference: int) -> float:
+    """The factor on a learning rate that was found at batch size `reference`.
+
+    B / B₀ for `linear` (Goyal et al., 2017), its root for `sqrt` (Krizhevsky, 2014; Hoffer et al.,
+    2017), 1 for `none`.
+    """
+    return (batch_size / reference) ** POWERS[rule]
+
+
+@functools.lru_cache
+def _made(function: Any, shape: Any, text: str) -> optax.GradientTransformationExtraArgs:
+    arguments, factors = json.loads(text)
+    if "learning_rate" in arguments:
+        rate = arguments["learning_rate"] * factors["scale"]
+        arguments["learning_rate"] = rate
+        if factors["schedule"] or factors["warmup"]:
+            given = {**(factors["schedule"] or {"name": "constant"})}
+            factor = factor_of(given.pop("name"), given, factors["warmup"], factors["updates"])
+            arguments["learning_rate"] = lambda count: rate * factor(count)
+    return optax.with_extra_args_support(function(**arguments))

@@ -1,0 +1,153 @@
+"""Update rules, schedules and the factors on the learning rate, against their formulas."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import sharpflat as sf
+from sharpflat.training import Recipe, TrainState, make_optimizer, scaling
+from sharpflat.training.learning_rate import factor_of
+from sharpflat.training.segments import _update
+
+MATRIX = np.array([[3.0, 1.0], [1.0, 2.0]])
+POINT = np.array([1.0, -0.5])
+KEY = jax.random.key(3)
+
+
+def gradient(w):
+    return jnp.asarray(MATRIX, jnp.float32) @ w
+
+
+def steps(rule, count, point=POINT, grad=gradient):
+    """The parameters after each of `count` updates."""
+    params, points = jnp.asarray(point, jnp.float32), []
+    state = rule.init(params)
+    for number in range(count):
+        key = jax.random.fold_in(KEY, number)
+        update, state = rule.update(grad(params), state, params, grad_fn=grad, key=key)
+        params = optax.apply_updates(params, update)
+        points.append(np.asarray(params))
+    return np.stack(points)
+
+
+def test_sam_descends_along_the_gradient_at_the_top_of_its_step():
+    g = MATRIX @ POINT
+    above = MATRIX @ (POINT + 0.3 * g / np.linalg.norm(g))
+    rule = make_optimizer("sam", {"learning_rate": 0.1, "rho": 0.3})
+    np.testing.assert_allclose(steps(rule, 1)[0], POINT - 0.1 * above, rtol=1e-6)
+
+
+def test_asam_scales_its_step_by_the_parameters():
+    g, scale = MATRIX @ POINT, np.abs(POINT) + 0.01
+    step = 0.3 * scale**2 * g / np.linalg.norm(scale * g)
+    rule = make_optimizer("asam", {"learning_rate": 0.1, "rho": 0.3})
+    np.testing.assert_allclose(steps(rule, 1)[0], POINT - 0.1 * MATRIX @ (POINT + step), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sam", "asam", "lars", "lamb", "entropy_sgd"])
+def test_a_stationary_point_is_finite(name):
+    points = steps(make_optimizer(name, {}), 3, point=np.zeros(2))
+    assert np.isfinite(points).all()
+    np.testing.assert_allclose(points, 0, atol=1e-3)  # the noise of Entropy-SGD is 1e-4
+
+
+def test_entropy_sgd_moves_its_centre_to_the_mean_of_the_inner_iterates():
+    given = {"learning_rate": 0.05, "outer_rate": 0.5, "steps": 3, "gamma": 2.0, "noise": 0.1}
+    rule = make_optimizer("entropy_sgd", {**given, "averaging": 0.25, "growth": 1.0})
+    found = steps(rule, 6)
+    point = centre = mean = POINT
+    for number in range(6):
+        noise = np.asarray(sf.trees.random_like(
+            jax.random.fold_in(KEY, number), jnp.zeros(2), sampler=jax.random.normal
+        ))  # fmt: skip
+        pull = 2.0 * (1 if number < 3 else 2)
+        drift = MATRIX @ point + pull * (point - centre)
+        point = point - 0.05 * drift + np.sqrt(0.05) * 0.1 * noise
+        mean = 0.75 * mean + 0.25 * point
+        if number % 3 == 2:
+            point = centre = mean = 0.5 * (centre + mean)
+        np.testing.assert_allclose(found[number], point, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["lars", "lamb"])
+def test_steps_in_proportion_to_a_layers_norm(name):
+    """Parameters times c, gradients over c: the step is times c too."""
+    rule = make_optimizer(name, {})
+    one = steps(rule, 1)[0] - POINT
+    other = steps(rule, 1, point=8 * POINT, grad=lambda w: gradient(w / 8) / 8)[0] - 8 * POINT
+    np.testing.assert_allclose(other, 8 * one, rtol=1e-3)
+
+
+def test_schedules():
+    count = jnp.arange(10)
+    cosine = factor_of("cosine", {"final": 0.2}, 0, 11)(jnp.arange(11))
+    np.testing.assert_allclose(cosine[jnp.array([0, 5, 10])], [1, 0.6, 0.2], rtol=1e-6)
+    drops = factor_of("step", {"at": [0.5], "factor": 0.1}, 0, 11)(count)
+    np.testing.assert_allclose(drops, [1] * 5 + [0.1] * 5, rtol=1e-6)
+    rising = factor_of("constant", {}, 4, 11)(count)
+    np.testing.assert_allclose(rising, [0.25, 0.5, 0.75] + [1] * 7, rtol=1e-6)
+    both = factor_of("cosine", {}, 4, 11)(jnp.arange(11))
+    np.testing.assert_allclose(both[jnp.array([3, 4, 7, 10])], [1, 1, 0.5, 0], atol=1e-6)
+
+
+def test_a_schedule_multiplies_the_learning_rate_of_each_update():
+    given = {"learning_rate": 0.1}
+    rule = make_optimizer("gradient_descent", given, schedule={"name": "cosine"}, updates=5)
+    params = POINT
+    for number, found in enumerate(steps(rule, 5)):
+        params = params - 0.1 * (1 + np.cos(np.pi * number / 4)) / 2 * MATRIX @ params
+        np.testing.assert_allclose(found, params, rtol=1e-5)
+
+
+def test_equal_arguments_give_the_same_object():
+    given = {"schedule": {"name": "step"}, "warmup": 2, "updates": 9, "scale": 4.0}
+    assert make_optimizer("adam", {}, **given) is make_optimizer("adam", {}, **given)
+    assert make_optimizer("adam", {}) is not make_optimizer("adam", {}, scale=2.0)
+
+
+@pytest.mark.parametrize(("rule", "factor"), [("linear", 4.0), ("sqrt", 2.0), ("none", 1.0)])
+def test_scaling_rules(rule, factor):
+    scale = scaling(rule, 128, 32)
+    assert scale == factor
+    found = steps(make_optimizer("gradient_descent", {"learning_rate": 0.01}, scale=scale), 1)[0]
+    np.testing.assert_allclose(found, POINT - 0.01 * factor * MATRIX @ POINT, rtol=1e-6)
+
+
+def test_refusals():
+    with pytest.raises(sf.InputError, match="warmup: its 5 updates are not fewer than the 5 of al"):
+        make_optimizer("adam", {}, warmup=5, updates=5)
+    with pytest.raises(sf.InputError, match="unknown schedule 'cosin'; did you mean 'cosine'"):
+        make_optimizer("adam", {}, schedule={"name": "cosin"}, updates=5)
+    with pytest.raises(sf.InputError, match="learning_rate"):
+        make_optimizer("adam", {"learning_rate": 0.0})
+
+
+def updated(**about):
+    """One update of plain descent, η = 1, on ¼ Σ w⁴: minus its gradient."""
+    model = sf.Model.from_functions(lambda key, x: jnp.ones(2), lambda w, x: w[None] + 0 * x)
+    recipe = Recipe(
+        model, lambda outputs, labels: jnp.sum(outputs**4, axis=-1) / 4,
+        make_optimizer("gradient_descent", {"learning_rate": 1.0}), **about,
+    )  # fmt: skip
+    params = jnp.asarray(POINT, jnp.float32)
+    state = TrainState(params, {}, recipe.optimizer.init(params))
+    batch = sf.Batch(jnp.zeros((1, 2)), jnp.zeros(1))
+    new, loss, _ = _update(recipe, state, batch, KEY)
+    assert loss == pytest.approx((POINT**4).sum() / 4, rel=1e-6), "without the penalty"
+    return np.asarray(new.params) - POINT
+
+
+def test_clipping_shortens_the_gradient_to_its_norm():
+    g = POINT**3
+    np.testing.assert_allclose(updated(clip=0.5), -0.5 * g / np.linalg.norm(g), rtol=1e-5)
+    np.testing.assert_allclose(updated(clip=5.0), -g, rtol=1e-5)
+
+
+def test_a_gradient_penalty_adds_half_its_square():
+    """∇ (L + c/2 ‖∇L‖²) = g + c H g, with g = w³ and H = 3 w² here."""
+    g = POINT**3
+    np.testing.assert_allclose(
+        updated(gradient_penalty=0.2), -(g + 0.2 * 3 * POINT**2 * g), rtol=1e-5
+    )

@@ -67,7 +67,8 @@ class Train(Strict):
     """How a run is trained.
 
     `warmup` is in epochs and comes before the schedule; `clip` is the gradient's largest norm;
-    `gradient_penalty` the c of L + c/2 ‖∇L‖².
+    `gradient_penalty` the c of L + c/2 ‖∇L‖². A batch is passed through in `accumulate` parts, each
+    of which batch norm normalises by itself; so it does every `ghost_batch_norm` examples.
     """
 
     batch_size: Count
@@ -85,10 +86,13 @@ class Train(Strict):
     regime_adaptation: RegimeAdaptation | None = None
     clip: Positive | None = None
     gradient_penalty: NonNegative | None = None
+    accumulate: Count = 1
+    ghost_batch_norm: Count | None = None
 
 
 LATER = (
     "schedule", "warmup", "learning_rate_rule", "regime_adaptation", "clip", "gradient_penalty",
+    "accumulate", "ghost_batch_norm",
 )  # fmt: skip
 """Keys of `train` that ids leave out at their defaults: runs made before there were any stay."""
 
@@ -283,6 +287,7 @@ def cells(config: Config) -> list[RunConfig]:
 def _resolved(content: dict[str, Any]) -> dict[str, Any]:
     train = validate(Train, content["train"], "train").model_dump()
     train["optimizer"] = named(registry.optimizers, train["optimizer"], "train.optimizer")
+    _check_parts(train)
     if train["schedule"] is not None:
         train["schedule"] = named(registry.schedules, train["schedule"], "train.schedule")
     return {
@@ -290,6 +295,24 @@ def _resolved(content: dict[str, Any]) -> dict[str, Any]:
         "model": named(registry.models, content["model"], "model"),
         "train": train,
     }
+
+
+def _check_parts(train: dict[str, Any]) -> None:
+    """Refuse parts of a batch that are not alike.
+
+    Raises:
+        InputError: names the key.
+    """
+    batch, parts, ghost = (train[key] for key in ("batch_size", "accumulate", "ghost_batch_norm"))
+    if batch % parts:
+        raise InputError(f"train.accumulate: {parts} does not divide the batch size {batch}")
+    if ghost is not None and batch // parts % ghost:
+        of = f"the {batch // parts} examples of a part" if parts > 1 else f"the batch size {batch}"
+        raise InputError(f"train.ghost_batch_norm: {ghost} does not divide {of}")
+    if parts > 1 and train["gradient_penalty"]:
+        raise InputError(
+            "train.gradient_penalty: is of the whole batch's gradient, which 'accumulate' never has"
+        )
 
 
 def named(entries: Registry, spec: Mapping[str, Any], where: str) -> dict[str, Any]:

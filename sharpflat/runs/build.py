@@ -67,6 +67,7 @@ def build_recipe(config: dict[str, Any]) -> Recipe:
     return Recipe(
         network, LOSSES[train["loss"]], make_optimizer_of(config),
         train.get("clip"), train.get("gradient_penalty"),
+        train["batch_size"] // train.get("accumulate", 1), train.get("ghost_batch_norm"),
     )  # fmt: skip
 
 

@@ -2,8 +2,9 @@
 
 from sharpflat.registry import import_modules, optimizers, schedules
 from sharpflat.training.optimizer import ScalingRule, make_optimizer, scaling
-from sharpflat.training.segments import Epoch, Recipe, TrainState, epochs, start, updates_per_epoch
+from sharpflat.training.segments import Epoch, epochs, start, updates_per_epoch
 from sharpflat.training.stopping import Stopping
+from sharpflat.training.update import Recipe, TrainState
 
 __all__ = [
     "Epoch",

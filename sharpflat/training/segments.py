@@ -7,47 +7,16 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from sharpflat.batch import Batch
-from sharpflat.networks.adapter import Model
-from sharpflat.objective import hit_rate
 from sharpflat.training.batching import epoch_order
+from sharpflat.training.update import Recipe, TrainState, update
 
 SEGMENT_SECONDS = 4.0
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What an update is made of; static, so that equal recipes share one compiled program.
-
-    Attributes:
-        model: the network.
-        loss: each example's loss `[n]`, from outputs and labels.
-        optimizer: the Optax update. Equal recipes need the same object: see `make_optimizer`. It
-            may ask for `grad_fn`, the gradient of the same batch at other parameters, and `key`.
-        clip: the gradient is scaled down to this norm where it is longer.
-        gradient_penalty: c of L + c/2 ‖∇L‖², which is what the gradient is of.
-    """
-
-    model: Model
-    loss: Callable[[jax.Array, jax.Array], jax.Array]
-    optimizer: optax.GradientTransformationExtraArgs
-    clip: float | None = None
-    gradient_penalty: float | None = None
-
-
-class TrainState(NamedTuple):
-    """What an update changes."""
-
-    params: Any
-    model_state: Any
-    opt_state: Any
 
 
 class Epoch(NamedTuple):
@@ -174,48 +143,7 @@ def _segment(
         state, (loss_sum, correct) = carry
         indices = jax.lax.dynamic_slice(order, (offset + i * size,), (size,))
         step_key = jax.random.fold_in(key, step + i - first)
-        state, loss, accuracy = _update(recipe, state, data.take(indices), step_key)
+        state, loss, accuracy = update(recipe, state, data.take(indices), step_key)
         return state, (loss_sum + loss * size, correct + accuracy * size)
 
     return jax.lax.fori_loop(first, last, body, (state, totals))
-
-
-def _update(
-    recipe: Recipe, state: TrainState, batch: Batch, key: jax.Array
-) -> tuple[TrainState, jax.Array, jax.Array]:
-    """One update, with the loss and the accuracy before it."""
-
-    def mean_loss(params: Any) -> tuple[jax.Array, Any]:
-        outputs, model_state = recipe.model.apply(
-            params, state.model_state, batch.inputs, batch_statistics=True, dropout=True, key=key
-        )
-        return jnp.mean(recipe.loss(outputs, batch.labels)), (outputs, model_state)
-
-    gradient = _gradient(recipe, mean_loss)
-    (loss, (outputs, model_state)), grads = gradient(state.params)
-    updates, opt_state = recipe.optimizer.update(
-        grads, state.opt_state, state.params,
-        grad_fn=lambda point: gradient(point)[1], key=jax.random.fold_in(key, 1),
-    )  # fmt: skip
-    params = optax.apply_updates(state.params, updates)
-    return TrainState(params, model_state, opt_state), loss, hit_rate(outputs, batch.labels)
-
-
-def _gradient(recipe: Recipe, mean_loss: Callable[[Any], tuple[jax.Array, Any]]) -> Any:
-    """`params -> ((loss, rest), gradient)`, the gradient as the recipe wants it."""
-    plain, penalty = jax.value_and_grad(mean_loss, has_aux=True), recipe.gradient_penalty
-
-    def penalised(params: Any) -> tuple[jax.Array, Any]:
-        values, grads = plain(params)
-        return values[0] + (penalty or 0) / 2 * optax.tree.vdot(grads, grads), values
-
-    def gradient(params: Any) -> Any:
-        if penalty is None:
-            values, grads = plain(params)
-        else:
-            grads, values = jax.grad(penalised, has_aux=True)(params)
-        if recipe.clip is not None:
-            grads, _ = optax.clip_by_global_norm(recipe.clip).update(grads, optax.EmptyState())
-        return values, grads
-
-    return gradient

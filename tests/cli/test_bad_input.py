@@ -74,6 +74,30 @@ def test_every_command_that_reads_a_config_checks_it(complain, command):
     assert complain("figures=[lines]", command=command).startswith("figures: unknown figure")
 
 
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("train.optimizer.learning_rate=0", "train.optimizer.learning_rate: input should be great"),
+        ("train.warmup=3", "warmup: its 15 updates are not fewer than the 15 of all"),
+        ("train.schedule={name: cosin}", "train.schedule.name: unknown schedule 'cosin'; did you"),
+        ("train.schedule={name: step, at: [2]}", "train.schedule.at.0: input should be less than"),
+        ("train.learning_rate_rule={rule: lin, reference: 8}", "train.learning_rate_rule.rule: in"),
+        ("train.accumulate=3", "train.accumulate: 3 does not divide the batch size 8"),
+        ("train.ghost_batch_norm=3", "train.ghost_batch_norm: 3 does not divide the batch size 8"),
+        ("train.clip=0", "train.clip: input should be greater than 0"),
+    ],
+)
+def test_training_that_cannot_be_is_refused(complain, override, said):
+    assert complain("sweep={}", override).startswith(said)
+
+
+def test_parts_of_parts_and_a_penalty_of_parts_are_refused(complain):
+    parts = ("sweep={}", "train.accumulate=2")
+    said = "train.ghost_batch_norm: 8 does not divide the 4 examples of a part"
+    assert complain(*parts, "train.ghost_batch_norm=8") == said
+    assert complain(*parts, "train.gradient_penalty=0.1").startswith("train.gradient_penalty: is")
+
+
 def test_dry_runs_check_too(complain):
     assert complain("train.batch_size=41", "--dry-run").startswith("train.batch_size: 41")
 

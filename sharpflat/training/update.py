@@ -1,0 +1,153 @@
+"""One update: the gradient of a batch as the recipe wants it, and the step that follows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from sharpflat.batch import Batch
+from sharpflat.networks.adapter import Model
+from sharpflat.objective import hit_rate
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What an update is made of; static, so that equal recipes share one compiled program.
+
+    Attributes:
+        model: the network.
+        loss: each example's loss `[n]`, from outputs and labels.
+        optimizer: the Optax update. Equal recipes need the same object: see `make_optimizer`. It
+            may ask for `grad_fn`, the gradient of the same batch at other parameters, and `key`.
+        clip: the gradient is scaled down to this norm where it is longer.
+        gradient_penalty: c of L + c/2 ‖∇L‖², which is what the gradient is of.
+        chunk: examples a pass; a batch's gradient is then accumulated, batch norm sees each
+            chunk's own statistics, and its averages are the mean of what the chunks make of them.
+        ghost: examples that batch norm normalises together, all in one pass; averages likewise.
+    """
+
+    model: Model
+    loss: Callable[[jax.Array, jax.Array], jax.Array]
+    optimizer: optax.GradientTransformationExtraArgs
+    clip: float | None = None
+    gradient_penalty: float | None = None
+    chunk: int | None = None
+    ghost: int | None = None
+
+
+class TrainState(NamedTuple):
+    """What an update changes."""
+
+    params: Any
+    model_state: Any
+    opt_state: Any
+
+
+class Seen(NamedTuple):
+    """What a batch says beside its gradient."""
+
+    loss: jax.Array
+    accuracy: jax.Array
+    model_state: Any
+
+
+def update(
+    recipe: Recipe, state: TrainState, batch: Batch, key: jax.Array
+) -> tuple[TrainState, jax.Array, jax.Array]:
+    """One update, with the loss and the accuracy before it."""
+
+    def gradient(params: Any) -> tuple[Seen, Any]:
+        return _gradient(recipe, params, state.model_state, batch, key)
+
+    seen, grads = gradient(state.params)
+    updates, opt_state = recipe.optimizer.update(
+        grads, state.opt_state, state.params,
+        grad_fn=lambda point: gradient(point)[1], key=jax.random.fold_in(key, 1),
+    )  # fmt: skip
+    params = optax.apply_updates(state.params, updates)
+    return TrainState(params, seen.model_state, opt_state), seen.loss, seen.accuracy
+
+
+def _gradient(
+    recipe: Recipe, params: Any, model_state: Any, batch: Batch, key: jax.Array
+) -> tuple[Seen, Any]:
+    def part(chunk: Batch, key: jax.Array) -> tuple[Seen, Any]:
+        return _of_chunk(recipe, params, model_state, chunk, key)
+
+    whole = recipe.chunk is None or batch.size <= recipe.chunk
+    seen, grads = part(batch, key) if whole else _accumulated(part, batch, recipe.chunk or 1, key)
+    if recipe.clip is not None:
+        grads, _ = optax.clip_by_global_norm(recipe.clip).update(grads, optax.EmptyState())
+    return seen, grads
+
+
+def _accumulated(part: Callable[..., Any], batch: Batch, chunk: int, key: jax.Array) -> Any:
+    """The mean over the batch of what `part` gives for each chunk, a smaller last one included."""
+    count, rest = divmod(batch.size, chunk)
+    chunks = jax.tree.map(
+        lambda leaf: leaf[: count * chunk].reshape(count, chunk, *leaf.shape[1:]), batch
+    )
+
+    def add(total: Any, given: Any) -> tuple[Any, None]:
+        number, data = given
+        found = part(data, jax.random.fold_in(key, 2 + number))
+        return jax.tree.map(lambda t, f: t + chunk / batch.size * f, total, found), None
+
+    shapes = jax.eval_shape(part, jax.tree.map(lambda leaf: leaf[0], chunks), key)
+    zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+    total, _ = jax.lax.scan(add, zeros, (jnp.arange(count), chunks))
+    if rest:
+        last = jax.tree.map(lambda leaf: leaf[count * chunk :], batch)
+        found = part(last, jax.random.fold_in(key, 2 + count))
+        total = jax.tree.map(lambda t, f: t + rest / batch.size * f, total, found)
+    return total
+
+
+def _of_chunk(
+    recipe: Recipe, params: Any, model_state: Any, batch: Batch, key: jax.Array
+) -> tuple[Seen, Any]:
+    def mean_loss(params: Any) -> tuple[jax.Array, Seen]:
+        outputs, state = _outputs(recipe, params, model_state, batch.inputs, key)
+        loss = jnp.mean(recipe.loss(outputs, batch.labels))
+        return loss, Seen(loss, hit_rate(outputs, batch.labels), state)
+
+    plain, penalty = jax.grad(mean_loss, has_aux=True), recipe.gradient_penalty
+    if penalty is None:
+        grads, seen = plain(params)
+        return seen, grads
+
+    def penalised(params: Any) -> tuple[jax.Array, Seen]:
+        grads, seen = plain(params)
+        return seen.loss + penalty / 2 * optax.tree.vdot(grads, grads), seen
+
+    grads, seen = jax.grad(penalised, has_aux=True)(params)
+    return seen, grads
+
+
+def _outputs(
+    recipe: Recipe, params: Any, model_state: Any, inputs: jax.Array, key: jax.Array
+) -> tuple[jax.Array, Any]:
+    """Outputs with the batch's statistics, or those of each of its ghosts, and the new state."""
+
+    def apply(inputs: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
+        return recipe.model.apply(
+            params, model_state, inputs, batch_statistics=True, dropout=True, key=key
+        )
+
+    if recipe.ghost is None or len(inputs) <= recipe.ghost:
+        return apply(inputs, key)
+    count, rest = divmod(len(inputs), recipe.ghost)
+    whole = inputs[: count * recipe.ghost].reshape(count, recipe.ghost, *inputs.shape[1:])
+    outputs, states = jax.vmap(apply)(whole, jax.random.split(key, count))
+    outputs = outputs.reshape(-1, *outputs.shape[2:])
+    state = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), states)
+    if rest:
+        last, after = apply(inputs[count * recipe.ghost :], jax.random.fold_in(key, count))
+        outputs, share = jnp.concatenate([outputs, last]), rest / len(inputs)
+        state = jax.tree.map(lambda s, t: (1 - share) * s + share * t, state, after)
+    return outputs, state

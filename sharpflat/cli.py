@@ -124,8 +124,8 @@ def audit(
     from sharpflat import registry, runs
     from sharpflat.audit import invariance_table, planned, precision_table
     from sharpflat.runs.build import resident
-    from sharpflat.runs.measure_run import INPUTS
     from sharpflat.runs.progress import shown
+    from sharpflat.runs.requests import HANDED_OVER
     from sharpflat.runs.setup import fill_registries, keep_compiled_programs
 
     fill_registries()
@@ -136,7 +136,7 @@ def audit(
     record = records[_meant(run, records, root)]
     examples = examples or min(1000, resident(record.config["dataset"]).train.size)
     objective = record.objective("train", "running", examples=examples)
-    inputs = {name: read(record) for name, read in INPUTS.items()}
+    inputs = {name: read(record) for name, read in HANDED_OVER.items()}
     with shown() as reporter:
         say, seed = reporter.say, record.seed
         say(_effort(record, objective, planned(objective, metric, inputs, precision)))
@@ -249,8 +249,10 @@ def _print_plan(study: Any, plan: list[Any]) -> None:
         print(line)
     trainings = sum(row.to_train for row in plan)
     if trainings:
-        minutes = trainings_seconds(plan) / 60
-        print(f"\n{trainings} trainings, at most about {minutes:.1f} min if none stops early")
+        seconds, unknown = trainings_seconds(plan)
+        beside = f", beside {unknown} that could not be timed" if unknown else ""
+        minutes = f"{seconds / 60:.1f} min if none stops early"
+        print(f"\n{trainings} trainings, their updates about {minutes}{beside}")
     if any(row.todo for row in plan):
         _print_costs(runs.costs(study, plan))
 
@@ -258,15 +260,18 @@ def _print_plan(study: Any, plan: list[Any]) -> None:
 def _print_costs(costs: list[Any]) -> None:
     print("\nabout what is to be measured, each measure alone, without compiling")
     print("(gradients over its examples; one was timed just now):")
-    width = max(len(cost.request.label) for cost in costs)
+    settings = {cost.request.setting for cost in costs}
+    labels = [cost.request.label + cost.request.where * (len(settings) > 1) for cost in costs]
+    width = max(map(len, labels))
     print(f"{'measure':{width}}  gradients      a run  runs")
-    for cost in costs:
-        known = cost.gradients is not None
-        shown = f"{cost.gradients:9.0f} {cost.seconds:8.1f} s" if known else "        ?          ?"
-        print(f"{cost.request.label:{width}}  {shown}  {cost.runs:4}")
-    minutes = sum(cost.runs * (cost.seconds or 0) for cost in costs) / 60
-    silent = sum(cost.gradients is None for cost in costs)
-    beside = f", beside {silent} that do not say" if silent else ""
+    for label, cost in zip(labels, costs, strict=True):
+        gradients = "?" if cost.gradients is None else f"{cost.gradients:.0f}"
+        seconds = "?" if cost.seconds is None else f"{cost.seconds / cost.runs:.1f} s"
+        shown = f"{gradients:>9} {seconds:>10}"
+        print(f"{label:{width}}  {shown}  {cost.runs:4}")
+    minutes = sum(cost.seconds or 0 for cost in costs) / 60
+    silent = sum(cost.seconds is None for cost in costs)
+    beside = f", beside {silent} that are not known" if silent else ""
     print(f"{'the sum':{width}}  about {minutes:.1f} min{beside}")
 
 

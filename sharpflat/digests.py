@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
-NO_ARITHMETIC = PACKAGE / "registry.py"
+NO_ARITHMETIC = (PACKAGE / "registry.py", PACKAGE / "objective" / "inputs.py")
+"""Files that refuse and look up: no number depends on them."""
 
 
 def of_code(source: str) -> str:
@@ -59,7 +60,7 @@ def _imported(tree: ast.Module) -> Iterator[Path]:
             place = PACKAGE.joinpath(*parts)
             files = (place.with_suffix(".py"), place / "__init__.py") if parts else ()
             if root == "sharpflat":
-                yield from (file for file in files if file.is_file() and file != NO_ARITHMETIC)
+                yield from (file for file in files if file.is_file() and file not in NO_ARITHMETIC)
 
 
 def _code_only(tree: ast.Module) -> str:

@@ -108,7 +108,7 @@ def _obstacle(
         if inputs.get(name) is None:
             return f"needs {name!r}"
     try:
-        check(entry, objective, arguments)
+        check(entry, objective, {**arguments, **{name: inputs[name] for name in entry.inputs}})
     except InputError as error:
         return str(error).removeprefix(f"{entry.name}: ")
     return None

@@ -62,8 +62,13 @@ def far(factor: float) -> float:
 
 
 def factor_error(before: Estimate, after: Estimate) -> float | None:
-    """Standard error of the factor, the two taken for independent; None where one is not known."""
+    """Standard error of the factor, the two taken for independent; None where one is not known.
+
+    0 where both are exact, and where they drew the same numbers to the same effect.
+    """
     errors = (before.standard_error, after.standard_error)
+    if errors == (0, 0) or abs(after.value - before.value) <= PAIRED * abs(before.value):
+        return None if None in errors else 0.0
     if None in errors or not (before.value and math.isfinite(before.value)):
         return None
     ratio = after.value / before.value

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from sharpflat.batch import Batch
 from sharpflat.networks.adapter import has_batch_norm
@@ -24,7 +26,10 @@ def checked_params(params: Any) -> Any:
     Raises:
         InputError: none, or some that are not floating-point numbers.
     """
-    arrays = jax.tree.map(jnp.asarray, params)
+    try:
+        arrays = jax.tree.map(jnp.asarray, params)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise InputError(f"params: expected arrays: {error}") from None
     for path, leaf in jax.tree.leaves_with_path(arrays):
         if not jnp.issubdtype(leaf.dtype, jnp.floating):
             name = f" {name_of(path)!r}" if path else ""
@@ -41,10 +46,10 @@ def checked_data(data: Any) -> Batch:
         InputError: no pair of arrays, no examples, or not as many labels as inputs.
     """
     if not isinstance(data, tuple | list) or len(data) != 2:
-        raise InputError(f"data: expected (inputs, labels), got {type(data).__name__}")
+        raise InputError(f"data: expected a pair (inputs, labels), got {_said(data)}")
     try:
         inputs, labels = (jnp.asarray(part) for part in data)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise InputError(f"data: expected two arrays, (inputs, labels): {error}") from None
     if inputs.ndim == 0 or len(inputs) == 0:
         raise InputError("data: the data set is empty")
@@ -86,14 +91,25 @@ def check_loss(objective: Objective) -> None:
         InputError: a plain loss that is no scalar; labels that are not those of the outputs; a
             loss an example that is none.
     """
+    if not callable(objective.function):
+        raise InputError(f"loss: expected a function, got {objective.function!r}")
     if objective.model is None:
-        loss = jax.eval_shape(objective.function, objective.params, objective.data)
+        chunk = objective.data.first(objective.chunk)
+        loss = jax.eval_shape(objective.function, objective.params, chunk)
         _expect("a scalar, the mean over the batch", (), loss)
         return
     outputs = jax.eval_shape(derivatives.outputs, objective, objective.params)
-    _check_labels(objective.function, outputs.shape, objective.data.labels)
+    if objective.function in (cross_entropy, squared_error):
+        _check_labels(objective.function, outputs, objective.data.labels)
     losses = jax.eval_shape(derivatives.losses, objective, objective.params)
     _expect("a number an example", (objective.data.size,), losses)
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, tuple | list):
+        return f"{len(value)} parts"
+    shape = getattr(value, "shape", None)
+    return type(value).__name__ if shape is None else f"an array of shape {shape}"
 
 
 def _expect(what: str, shape: tuple[int, ...], loss: Any) -> None:
@@ -103,33 +119,29 @@ def _expect(what: str, shape: tuple[int, ...], loss: Any) -> None:
         raise InputError(f"loss: expected {what}, got {got}")
 
 
-def _check_labels(function: Any, outputs: tuple[int, ...], labels: jax.Array) -> None:
+def _check_labels(function: Any, outputs: Any, labels: jax.Array) -> None:
     """Of the losses of our own; what a user's own takes, only they know."""
-    whole = jnp.issubdtype(labels.dtype, jnp.integer)
-    if function is cross_entropy:
-        if len(outputs) != 2:
-            raise InputError(f"outputs: 'cross_entropy' needs [n, classes], got {outputs}")
-        _expect_labels("whole numbers", outputs[:1], labels, whole and labels.ndim == 1)
-        _check_range(labels, outputs[-1])
-    if function is squared_error and whole:
-        _expect_labels("numbers", outputs[:1], labels, labels.ndim == 1 and len(outputs) == 2)
-        _check_range(labels, outputs[-1])
-    elif function is squared_error:
-        size = jax.eval_shape(lambda: jnp.zeros(outputs)).size
-        _expect_labels("numbers", outputs, labels, labels.size == size)
-
-
-def _expect_labels(what: str, shape: tuple[int, ...], labels: jax.Array, fits: bool) -> None:
+    shape = getattr(outputs, "shape", None)
+    if shape is None:
+        raise InputError(f"outputs: expected an array, got {type(outputs).__name__}")
+    classes = jnp.issubdtype(labels.dtype, jnp.integer)
+    if function is squared_error and not classes:
+        fits, wanted = labels.size == math.prod(shape), f"numbers of shape {shape}"
+    elif len(shape) != 2:
+        raise InputError(f"outputs: expected shape (n, classes) for such labels, got {shape}")
+    else:
+        fits, wanted = classes and labels.ndim == 1, f"whole numbers of shape {shape[:1]}"
     if not fits:
-        raise InputError(
-            f"labels: expected {what} of shape {shape}, got {labels.dtype} {labels.shape}"
-        )
+        raise InputError(f"labels: expected {wanted}, got {labels.dtype} {labels.shape}")
+    if classes:
+        _check_range(labels, shape[-1])
 
 
 def _check_range(labels: jax.Array, classes: int) -> None:
     if isinstance(labels, jax.core.Tracer):
         return  # inside a compiled program there are no numbers to look at
-    low, high = int(labels.min()), int(labels.max())
+    numbers = np.asarray(labels)  # not JAX: within a trace its minimum would be traced too
+    low, high = int(numbers.min()), int(numbers.max())
     if low < 0 or high >= classes:
         raise InputError(
             f"labels: expected 0 to {classes - 1}, as there are {classes} outputs, "

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from sharpflat import statistics
 from sharpflat.config import read_yaml
+from sharpflat.registry import metrics
 from sharpflat.report.figures import note
 from sharpflat.runs import study_folder
 from sharpflat.runs.summary import Cell, Setting, large_batch_gap, summarise
@@ -99,18 +100,22 @@ def _without_number(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 def _asked(root: str | Path, study: str) -> list[str]:
     """What was measured on, and with which arguments that are not the defaults."""
-    blocks = read_yaml(study_folder(root, study) / "config.yaml").get("measure") or []
-    lines = []
-    for block in blocks if isinstance(blocks, list) else [blocks]:
-        if block["metrics"]:
-            examples = block["examples"] or "all"
-            given = [
-                f"{name}: {', '.join(f'{key}={value}' for key, value in arguments.items())}"
-                for spec in block["metrics"] if isinstance(spec, dict)
-                for name, arguments in spec.items() if arguments
-            ]  # fmt: skip
-            lines.append("; ".join([f"measured on {examples} {block['split']} examples", *given]))
-    return lines
+    path = study_folder(root, study) / "config.yaml"
+    blocks = read_yaml(path).get("measure") if path.exists() else None
+    blocks = [blocks] if isinstance(blocks, dict) else blocks or []
+    return [_block(block) for block in blocks if block.get("metrics")]
+
+
+def _block(block: dict[str, Any]) -> str:
+    policies = ", ".join(block["batch_norm"])
+    on = f"measured on {block['examples'] or 'all'} {block['split']} examples, bn {policies}, "
+    on += f"chunk {block['chunk']}"
+    if block["seeds"] is not None:
+        on += f", seeds {', '.join(map(str, block['seeds']))}"
+    asked = [spec for spec in block["metrics"] if isinstance(spec, dict)]
+    given = [(name, arguments or {}) for spec in asked for name, arguments in spec.items()]
+    labels = [metrics[name].label(args) if name in metrics else name for name, args in given]
+    return "; ".join([on, *(label for label in labels if "[" in label)])
 
 
 def _points(gap: Interval) -> str:

@@ -16,7 +16,7 @@ from sharpflat.data import Dataset, load
 from sharpflat.networks import Model
 from sharpflat.networks.adapter import has_batch_norm
 from sharpflat.objective import LOSSES, BatchNormPolicy, Objective
-from sharpflat.registry import Entry, InputError, datasets, models
+from sharpflat.registry import Entry, InputError, datasets, models, optimizers
 from sharpflat.training import (
     Recipe,
     TrainState,
@@ -25,6 +25,12 @@ from sharpflat.training import (
     start,
     updates_per_epoch,
 )
+
+WITHOUT_SHAPE: dict[str, Any] = {
+    "batch_size": 1, "accumulate": 1, "ghost_batch_norm": None, "regime_adaptation": None,
+    "drop_last": False, "eval_every": None, "stop": {},
+}  # fmt: skip
+"""Of a `train` block: no array of a run's state depends on these."""
 
 
 class Resident(NamedTuple):
@@ -78,6 +84,7 @@ def check_fit(config: dict[str, Any]) -> None:
         InputError: names model, loss and data set, with what JAX said of it.
     """
     recipe, data = build_recipe(config), resident(config["dataset"]).train
+    classes = resident(config["dataset"]).dataset.classes
     if config["train"]["loss"] == "cross_entropy" and data.labels.dtype.kind != "i":
         raise InputError(
             f"train.loss: 'cross_entropy' needs classes, and {config['dataset']['name']!r} has "
@@ -89,6 +96,8 @@ def check_fit(config: dict[str, Any]) -> None:
         outputs, _ = recipe.model.apply(
             state.params, state.model_state, few.inputs, batch_statistics=False, dropout=False
         )
+        if classes is not None and outputs.shape[-1] < classes:
+            raise TypeError(f"it has {outputs.shape[-1]} outputs, and there are {classes} classes")
         return recipe.loss(outputs, few.labels)
 
     try:
@@ -165,6 +174,14 @@ def abstract_objective(
     batch_norm: BatchNormPolicy,
 ) -> Objective:
     """The objective that a run of this config will be measured on: shapes without numbers."""
+    return _abstract_objective(shape_key(config), split, examples, chunk, batch_norm)
+
+
+@functools.lru_cache(maxsize=64)
+def _abstract_objective(
+    key: str, split: str, examples: int | None, chunk: int, batch_norm: BatchNormPolicy
+) -> Objective:
+    config = config_of(key)
     recipe, state = build_recipe(config), state_like(config)
     data = getattr(resident(config["dataset"]), split)
     shapes = jax.eval_shape(lambda: data.first(examples or data.size))
@@ -176,5 +193,25 @@ def abstract_objective(
 
 def state_like(config: dict[str, Any]) -> TrainState:
     """The structure of the train state of a run, without its numbers."""
+    return _state_like(shape_key(config))
+
+
+@functools.lru_cache(maxsize=64)
+def _state_like(key: str) -> TrainState:
+    config = config_of(key)
     recipe, data = build_recipe(config), resident(config["dataset"]).train
     return jax.eval_shape(lambda: start(recipe, data.first(1), 0))
+
+
+def shape_key(config: dict[str, Any]) -> str:
+    """All that shapes the state and the loss of a run, with the code of what it names, as text."""
+    train = {**config["train"], **WITHOUT_SHAPE}
+    named = [(datasets, config["dataset"]), (models, config["model"])]
+    named += [(optimizers, train["optimizer"])]
+    digests = [entries[spec["name"]].digest for entries, spec in named]
+    return json.dumps([digests, {**config, "train": train, "seed": 0}], sort_keys=True)
+
+
+def config_of(key: str) -> dict[str, Any]:
+    """A resolved config of that `shape_key`: of seed 0 and batch size 1."""
+    return json.loads(key)[1]

@@ -14,9 +14,9 @@ from sharpflat.registry import metrics
 from sharpflat.runs.build import abstract_objective, build_recipe, epochs_of, resident
 from sharpflat.runs.record import Run
 from sharpflat.runs.requests import Request
-from sharpflat.training import start
+from sharpflat.training import epochs, start
 
-UPDATES_TIMED = 64
+SECONDS_TIMED = 1.0
 
 
 class Planned(NamedTuple):
@@ -39,20 +39,28 @@ class Planned(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """About how much work a measurement of one run is, alone; together they share passes.
+    """About how much work a measurement is, alone; together they share passes.
 
     Attributes:
         request: the measurement.
-        gradients: evaluations of the loss's gradient over its examples; None if the metric does
-            not say.
-        seconds: that many times what one takes now, at the parameters a training starts from.
-        runs: how many lack it.
+        gradients: evaluations of the loss's gradient over its examples, a run; None if the metric
+            does not say.
+        seconds: that many times what one takes now, at the parameters a training starts from, over
+            all runs that lack it; None where none could be timed.
+        runs: how many these are.
     """
 
     request: Request
     gradients: float | None
     seconds: float | None
     runs: int
+
+    @classmethod
+    def total(cls, costs: Sequence[Cost]) -> Cost:
+        """Of one measurement on several kinds of runs."""
+        seconds = [cost.seconds for cost in costs if cost.seconds is not None]
+        runs = sum(cost.runs for cost in costs)
+        return costs[0]._replace(seconds=sum(seconds) if seconds else None, runs=runs)
 
 
 def costs_of(config: dict[str, Any], asked: Sequence[tuple[Request, int]]) -> list[Cost]:
@@ -62,29 +70,61 @@ def costs_of(config: dict[str, Any], asked: Sequence[tuple[Request, int]]) -> li
     return [_cost(config, request, seconds[request.setting], runs) for request, runs in asked]
 
 
-def training_seconds(config: dict[str, Any]) -> float:
-    """At most about what a training takes: its epochs, by the gradients of a few batches.
+def trainings_seconds(plan: Sequence[Planned]) -> tuple[float, int]:
+    """About what all trainings take that are still to be made, and how many could not be timed.
 
-    Evaluations and compiling are left out, and that it may stop before its last epoch.
+    Their epochs, by the time of some updates made now: evaluations are left out, and that a
+    training may stop before its last epoch.
     """
-    train = config["train"]
-    batch, size = train["batch_size"], resident(config["dataset"]).train.size
-    examples = min(size, UPDATES_TIMED * batch)
-    return epochs_of(train) * size / examples * _gradient_seconds(config, "train", examples, batch)
-
-
-def trainings_seconds(plan: Sequence[Planned]) -> float:
-    """The same for all that are still to be trained."""
     configs = [row.run.config for row in plan if row.to_train]
     settings = [json.dumps({**config, "seed": 0}, sort_keys=True) for config in configs]
-    seconds = {key: training_seconds(json.loads(key)) for key in dict.fromkeys(settings)}
-    return sum(seconds[key] for key in settings)
+    seconds = {key: _training_seconds(json.loads(key)) for key in dict.fromkeys(settings)}
+    known = [seconds[key] for key in settings]
+    return sum(time for time in known if time is not None), known.count(None)
 
 
-def _request_seconds(config: dict[str, Any], request: Request) -> float:
+def _training_seconds(config: dict[str, Any]) -> float | None:
+    try:
+        return epochs_of(config["train"]) * _epoch_seconds(config)
+    except Exception:
+        return None  # someone's own model raises: its runs will, and say so
+
+
+class _EnoughError(Exception):
+    pass
+
+
+def _epoch_seconds(config: dict[str, Any]) -> float:
+    """From the end of the first epoch, or of its first update: by then all is compiled."""
+    train, data, recipe = config["train"], resident(config["dataset"]).train, build_recipe(config)
+    marks: list[tuple[float, float]] = []
+
+    def mark(done: float) -> None:
+        marks.append((time.perf_counter(), done))
+        if len(marks) > 1 and marks[-1][0] - marks[0][0] > SECONDS_TIMED:
+            raise _EnoughError
+
+    try:
+        for epoch in epochs(
+            recipe, start(recipe, data, 0), data, batch_size=train["batch_size"], seed=0,
+            drop_last=train["drop_last"], on_segment=mark,
+        ):  # fmt: skip
+            if epoch.number == 1:
+                marks.clear()
+            mark(epoch.number)
+    except _EnoughError:
+        pass
+    (began, first), (ended, last) = marks[0], marks[-1]
+    return (ended - began) / (last - first)
+
+
+def _request_seconds(config: dict[str, Any], request: Request) -> float | None:
     data = getattr(resident(config["dataset"]), request.split)
-    examples = request.examples or data.size
-    return _gradient_seconds(config, request.split, examples, request.chunk, request.batch_norm)
+    where = (request.split, request.examples or data.size, request.chunk, request.batch_norm)
+    try:
+        return _gradient_seconds(config, *where)
+    except Exception:
+        return None  # as for trainings
 
 
 def _gradient_seconds(
@@ -104,10 +144,11 @@ def _gradient_seconds(
     return min(times)
 
 
-def _cost(config: dict[str, Any], request: Request, seconds: float, runs: int) -> Cost:
+def _cost(config: dict[str, Any], request: Request, seconds: float | None, runs: int) -> Cost:
     entry = metrics[request.metric]
     if entry.cost is None:
         return Cost(request, None, None, runs)
     examples = request.examples or getattr(resident(config["dataset"]), request.split).size
     gradients = float(entry.cost(examples, request.arguments))
-    return Cost(request, gradients, gradients * seconds, runs)
+    total = None if seconds is None else runs * gradients * seconds
+    return Cost(request, gradients, total, runs)

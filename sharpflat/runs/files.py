@@ -66,7 +66,18 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{path}: is damaged: {error}") from None
+        raise InputError(f"{path}: is damaged; mend it: {error}") from None
+
+
+def read_fields(path: Path, *needed: str) -> dict[str, Any]:
+    """The JSON mapping in `path`.
+
+    Raises:
+        InputError: it is damaged, or lacks one of the fields.
+    """
+    content = read_json(path)
+    _check_fields(content, needed, f"{path}: is damaged; mend it")
+    return content
 
 
 def append_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -78,8 +89,12 @@ def append_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         file.write(_lines(rows).encode())
 
 
-def read_lines(path: Path) -> list[dict[str, Any]]:
+def read_lines(path: Path, needed: Sequence[str] = ()) -> list[dict[str, Any]]:
     """All whole JSON lines of `path`; none if it is not there.
+
+    Args:
+        path: the file.
+        needed: fields that every line must have.
 
     Raises:
         InputError: names a line that is damaged.
@@ -87,18 +102,25 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = path.read_bytes()[: _whole_bytes(path)].split(b"\n")[:-1]
-    return [_read_line(path, number, line) for number, line in enumerate(lines, start=1)]
+    return [_read_line(path, i, line, needed) for i, line in enumerate(lines, start=1)]
 
 
-def _read_line(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def _read_line(path: Path, number: int, line: bytes, needed: Sequence[str]) -> dict[str, Any]:
+    where = f"{path}: line {number} is damaged; mend or remove it"
     try:
         row = json.loads(line)
-        if isinstance(row, dict):
-            return row
-        error = f"expected a mapping, got {line[:40]!r}"
-    except ValueError as failure:
-        error = str(failure)
-    raise InputError(f"{path}: line {number} is damaged; mend or remove it: {error}")
+    except ValueError as error:
+        raise InputError(f"{where}: {error}") from None
+    _check_fields(row, needed, where)
+    return row
+
+
+def _check_fields(content: Any, needed: Sequence[str], where: str) -> None:
+    if not isinstance(content, dict):
+        raise InputError(f"{where}: expected a mapping, got {content!r}")
+    missing = [name for name in needed if name not in content]
+    if missing:
+        raise InputError(f"{where}: it has no {missing[0]!r}")
 
 
 def write_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

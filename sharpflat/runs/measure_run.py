@@ -9,19 +9,13 @@ import numpy as np
 
 from sharpflat.registry import InputError, metrics
 from sharpflat.runs import files
-from sharpflat.runs.build import make_optimizer_of
 from sharpflat.runs.progress import Reporter
 from sharpflat.runs.provenance import commit, device, versions
 from sharpflat.runs.record import Run
-from sharpflat.runs.requests import Request, missing
-from sharpflat.sharpness import Measured, measure_each
+from sharpflat.runs.requests import HANDED_OVER, Request, missing
+from sharpflat.sharpness import Measured, check, measure_each
 
 MOST_NUMBERS = 1000
-INPUTS: dict[str, Callable[[Run], Any]] = {
-    "initial_params": lambda run: run.initial_params,
-    "opt_state": lambda run: run.opt_state,
-    "optimizer": lambda run: make_optimizer_of(run.config),
-}
 
 
 def measure_run(run: Run, asked: list[Request], reporter: Reporter) -> None:
@@ -45,28 +39,39 @@ def _outcomes(
 ) -> Iterator[tuple[Request, Measured]]:
     for setting in dict.fromkeys(request.setting for request in todo):
         group = [request for request in todo if request.setting == setting]
-        yield from zip(group, _of_one_objective(run, group, before), strict=True)
+        yield from _of_one_objective(run, group, before)
 
 
 def _of_one_objective(
     run: Run, group: list[Request], before: Callable[[str], None]
-) -> Iterator[Measured]:
-    """What cannot be measured at all, as where a snapshot is damaged, is each request's error."""
-    first, left = group[0], [(request.metric, request.arguments) for request in group]
+) -> Iterator[tuple[Request, Measured]]:
+    """What cannot be measured is an error of its own, as where a snapshot is damaged."""
+    first, inputs = group[0], dict[str, Any]()
+    ready: list[Request] = []
     try:
         objective = run.objective(first.split, first.batch_norm, first.chunk, first.examples)
-        inputs = _inputs(run, group)
-        for outcome in measure_each(objective, [*left], first.seed + run.seed, inputs, before):
-            left.pop(0)
-            yield outcome
-    except InputError as error:
-        yield from (Measured(name, arguments, None, error, 0.0) for name, arguments in left)
+    except Exception as error:
+        yield from (_failed(request, error) for request in group)
+        return
+    for request in group:
+        try:
+            entry = metrics[request.metric]
+            own = {name: HANDED_OVER[name](run) for name in entry.inputs}
+            check(entry, objective, {**request.arguments, **own})
+        except Exception as error:
+            yield _failed(request, error)
+        else:
+            ready, inputs = [*ready, request], {**inputs, **own}
+    names, left = [(request.metric, request.arguments) for request in ready], iter(ready)
+    try:
+        for outcome in measure_each(objective, names, first.seed + run.seed, inputs, before):
+            yield next(left), outcome
+    except InputError as error:  # of all of them, as parameters that are not finite
+        yield from (_failed(request, error) for request in left)
 
 
-def _inputs(run: Run, group: list[Request]) -> dict[str, Any]:
-    """What metrics may ask for beside the objective; read only if one of them does."""
-    needed = {name for request in group for name in metrics[request.metric].inputs}
-    return {name: INPUTS[name](run) for name in needed}
+def _failed(request: Request, error: Exception) -> tuple[Request, Measured]:
+    return request, Measured(request.metric, request.arguments, None, error, 0.0)
 
 
 def _write(run: Run, request: Request, outcome: Measured) -> None:

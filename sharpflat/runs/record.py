@@ -11,7 +11,7 @@ import yaml
 from sharpflat.objective import BatchNormPolicy, Objective
 from sharpflat.registry import InputError, closest
 from sharpflat.runs.build import build_recipe, resident, state_like
-from sharpflat.runs.files import read_json, read_lines
+from sharpflat.runs.files import read_fields, read_lines
 from sharpflat.runs.snapshots import load_tree
 
 
@@ -57,7 +57,9 @@ class Run:
     def status(self) -> dict[str, Any]:
         """`{"status": running | finished | diverged | failed, "reason": ...}`."""
         path = self.folder / "status.json"
-        return read_json(path) if path.exists() else {"status": "running", "reason": None}
+        if not path.exists():
+            return {"status": "running", "reason": None}
+        return read_fields(path, "status", "reason")
 
     @property
     def finished(self) -> bool:
@@ -67,7 +69,7 @@ class Run:
     @property
     def provenance(self) -> dict[str, Any]:
         """Versions, device, data digest, commit, command, times."""
-        return read_json(self.folder / "provenance.json")
+        return read_fields(self.folder / "provenance.json", "data_digest")
 
     @property
     def history(self) -> list[dict[str, Any]]:
@@ -77,8 +79,11 @@ class Run:
     @property
     def measurements(self) -> list[dict[str, Any]]:
         """A row a measurement, the newest of its kind only."""
-        newest = {measurement_key(row): row for row in read_lines(self.measurements_file)}
+        newest = {measurement_key(row): row for row in self._lines()}
         return list(newest.values())
+
+    def _lines(self) -> list[dict[str, Any]]:
+        return read_lines(self.measurements_file, (*KEY_FIELDS, "value", "error"))
 
     @property
     def measurements_file(self) -> Path:

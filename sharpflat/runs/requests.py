@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,21 @@ from sharpflat.runs import files
 from sharpflat.runs.build import (
     abstract_objective,
     check_chunk,
+    config_of,
     make_optimizer_of,
     resident,
+    shape_key,
     state_like,
 )
 from sharpflat.runs.record import Run, measurement_key
 from sharpflat.sharpness import check
+
+HANDED_OVER: dict[str, Callable[[Run], Any]] = {
+    "initial_params": lambda run: run.initial_params,
+    "opt_state": lambda run: run.opt_state,
+    "optimizer": lambda run: make_optimizer_of(run.config),
+}
+"""What metrics may ask for beside the objective."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +59,12 @@ class Request:
     def label(self) -> str:
         """The metric's name, with the arguments that are not its defaults."""
         return metrics[self.metric].label(self.arguments)
+
+    @property
+    def where(self) -> str:
+        """The objective, for the reader."""
+        examples = f"{self.examples or 'all'} {self.split} examples"
+        return f" on {examples}, bn {self.batch_norm}, chunk {self.chunk}, seed {self.seed}"
 
     @property
     def setting(self) -> tuple[Any, ...]:
@@ -117,13 +132,14 @@ def failures(run: Run, asked: list[Request]) -> list[str]:
 
 def left_out(asked: Sequence[Request], runs: Sequence[Run]) -> list[str]:
     """A line for each metric of `metrics: all` that some runs cannot give, with the reason."""
-    found: dict[str, int] = {}
-    for request in asked if runs else ():
-        for run in runs if request.if_possible else ():
-            reason = obstacle(request, run.config)
-            if reason is not None:
-                found[reason] = found.get(reason, 0) + 1
-    return [f"left out of {count} of {len(runs)} runs: {why}" for why, count in found.items()]
+    found: dict[str, set[str]] = {}
+    for run in runs:
+        for request in asked:
+            if request.if_possible and (request.seeds is None or run.seed in request.seeds):
+                reason = obstacle(request, run.config)
+                if reason is not None:
+                    found.setdefault(reason, set()).add(run.id)
+    return [f"left out of {len(ids)} of {len(runs)} runs: {why}" for why, ids in found.items()]
 
 
 def check_measures(config: Config, run: dict[str, Any]) -> None:
@@ -144,31 +160,32 @@ def check_measures(config: Config, run: dict[str, Any]) -> None:
 
 def obstacle(request: Request, run: dict[str, Any]) -> str | None:
     """Why a measurement cannot be made on a run of this resolved config; None where it can."""
-    known = [metrics[request.metric].digest, {**run, "seed": 0}, request.arguments, request.setting]
-    return _obstacle(request.metric, json.dumps(files.plain([*known])))
+    where = (request.split, request.examples, request.chunk, request.batch_norm)
+    known = [metrics[request.metric].digest, request.arguments, where]
+    return _obstacle(request.metric, json.dumps(files.plain(known)), shape_key(run))
 
 
-@functools.lru_cache(maxsize=4096)
-def _obstacle(name: str, known: str) -> str | None:
-    _, run, arguments, (split, examples, chunk, policy, _) = json.loads(known)
-    entry, state = metrics[name], state_like(run)
-    there = {
-        "initial_params": state.params,
-        "opt_state": state.opt_state,
-        "optimizer": make_optimizer_of(run),
-    }
-    unknown = [given for given in entry.inputs if given not in there]
+@functools.cache
+def _obstacle(name: str, known: str, key: str) -> str | None:
+    _, arguments, where = json.loads(known)
+    entry, run = metrics[name], config_of(key)
+    unknown = [given for given in entry.inputs if given not in HANDED_OVER]
     if unknown:
-        hint = closest(unknown[0], there)
+        hint = closest(unknown[0], HANDED_OVER)
         return f"measure.metrics.{name}: needs {unknown[0]!r}, which a study cannot hand over{hint}"
-    shapes = abstract_objective(run, split, examples, chunk, policy)
-    inputs = {given: there[given] for given in entry.inputs}
     try:
-        check(entry, shapes, {**entry.arguments(arguments), **inputs})
+        state = state_like(run)
+        there = {
+            "initial_params": state.params,
+            "opt_state": state.opt_state,
+            "optimizer": make_optimizer_of(run),
+        }
+        inputs = {given: there[given] for given in entry.inputs}
+        check(entry, abstract_objective(run, *where), {**entry.arguments(arguments), **inputs})
     except InputError as error:
         return str(error)
     except Exception:
-        return None  # someone's own check that needs numbers: it will be asked again
+        return None  # someone's own check or model raises: the measurement will, and say so
     return None
 
 

@@ -11,7 +11,7 @@ from sharpflat import config as configs
 from sharpflat.config import Config, RunConfig
 from sharpflat.registry import InputError, closest
 from sharpflat.runs import files
-from sharpflat.runs.build import build_recipe, check_fit
+from sharpflat.runs.build import build_recipe, check_fit, shape_key
 from sharpflat.runs.cost import Cost, Planned, costs_of
 from sharpflat.runs.landscapes import check_landscapes, compute_landscapes
 from sharpflat.runs.measure_run import measure_run
@@ -97,11 +97,20 @@ def plan(config: Config, root: str | Path = "results") -> list[Planned]:
 
 
 def costs(config: Config, planned: Sequence[Planned]) -> list[Cost]:
-    """About what each measurement that is still to be made costs, as on the study's first run."""
-    asked = requests(config)
-    lacking = [sum(request in row.todo for row in planned) for request in asked]
-    wanted = [(request, runs) for request, runs in zip(asked, lacking, strict=True) if runs]
-    return costs_of(planned[0].run.config, wanted)
+    """About what each measurement that is still to be made costs, over the runs that lack it."""
+    kinds: dict[str, list[Planned]] = {}
+    for row in planned:
+        named = [row.run.config[key] for key in ("dataset", "model")]
+        kinds.setdefault(repr(named), []).append(row)
+    asked, found = requests(config), list[Cost]()
+    for rows in kinds.values():
+        lacking = [sum(request in row.todo for row in rows) for request in asked]
+        wanted = [(request, runs) for request, runs in zip(asked, lacking, strict=True) if runs]
+        found += costs_of(rows[0].run.config, wanted)
+    return [
+        Cost.total([cost for cost in found if cost.request == request])
+        for request in asked if any(cost.request == request for cost in found)
+    ]  # fmt: skip
 
 
 def failures(runs: Sequence[Run], config: Config | None = None) -> list[str]:
@@ -162,6 +171,7 @@ def _checked_cells(config: Config) -> list[RunConfig]:
         _checked(build_recipe, cell.resolved())
     for cell in {repr((cell.dataset, cell.model)): cell for cell in cells}.values():
         _checked(check_fit, cell.resolved())
+    for cell in {shape_key(cell.resolved()): cell for cell in cells}.values():
         _checked(check_measures, config, cell.resolved())
     _checked(check_landscapes, config, cells)
     return cells

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import functools
+import math
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sharpflat import trees
 from sharpflat.objective import Objective
-from sharpflat.registry import InputError
+from sharpflat.registry import Entry, InputError
 
 
 class Estimate(NamedTuple):
@@ -66,6 +69,39 @@ class Estimate(NamedTuple):
         error = None if rest.standard_error is None else rest.standard_error / abs(below.mean())
         samples = {"numerators": above, "denominators": below}
         return cls(ratio, error, bool(np.isfinite(ratio)), {**samples, **details})
+
+
+def key_of(seed: Any) -> jax.Array:
+    """The PRNG key that metrics are handed.
+
+    Raises:
+        InputError: no whole number from 0 to 2^32 − 1.
+    """
+    try:
+        number = operator.index(seed)
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**32:
+        raise InputError(f"seed: expected a whole number from 0 to 2^32 - 1, got {seed!r}")
+    return jax.random.key(number)
+
+
+def checked(entry: Entry, estimate: Any) -> Estimate:
+    """What a metric returned, as plain numbers; what is not finite is never converged.
+
+    Raises:
+        InputError: no Estimate, or no scalar.
+    """
+    if not isinstance(estimate, Estimate):
+        raise InputError(f"{entry.name}: returned {type(estimate).__name__}, not an Estimate")
+    if jnp.ndim(estimate.value) != 0:
+        raise InputError(f"{entry.name}: value has shape {jnp.shape(estimate.value)}, not a scalar")
+    error = estimate.standard_error
+    return estimate._replace(
+        value=float(estimate.value),
+        standard_error=None if error is None else float(error),
+        converged=bool(estimate.converged) and math.isfinite(estimate.value),
+    )
 
 
 def needs_outputs(objective: Objective, arguments: Mapping[str, Any]) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import operator
 import time
 import traceback
 import warnings
@@ -11,14 +9,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sharpflat import trees
 from sharpflat.objective import Objective, sharing
 from sharpflat.registry import Entry, InputError, closest, metrics
-from sharpflat.sharpness.base import Estimate
+from sharpflat.sharpness.base import Estimate, checked, key_of
 
 Spec = str | Mapping[str, Mapping[str, Any] | None]
 
@@ -115,35 +111,25 @@ def measure_each(
 
     Everything that can be checked is checked before any work.
     """
-    checked = [(metrics[name], metrics[name].arguments(given)) for name, given in requests]
-    known = {*_INPUTS, *(name for entry, _ in checked for name in entry.inputs)}
-    for entry, arguments in checked:
+    asked = [(metrics[name], metrics[name].arguments(given)) for name, given in requests]
+    known = {*INPUTS, *(name for entry, _ in asked for name in entry.inputs)}
+    for entry, arguments in asked:
         _check_inputs(entry, inputs, known)
         check(entry, objective, {**arguments, **{name: inputs[name] for name in entry.inputs}})
     if not trees.all_finite(objective.params):
         raise InputError("params: hold numbers that are not finite; nothing can be measured there")
-    key = _key(seed)
+    key = key_of(seed)
     with sharing():
-        for entry, arguments in checked:
+        for entry, arguments in asked:
             before(entry.label(arguments))
             began = time.perf_counter()
             estimate, failure = None, None
             try:
                 given = {name: inputs[name] for name in entry.inputs}
-                estimate = _checked(entry, entry(objective, key, **arguments, **given))
+                estimate = checked(entry, entry(objective, key, **arguments, **given))
             except Exception as error:
                 failure = error
             yield Measured(entry.name, arguments, estimate, failure, time.perf_counter() - began)
-
-
-def _key(seed: Any) -> jax.Array:
-    try:
-        number = operator.index(seed)
-    except TypeError:
-        number = -1
-    if not 0 <= number < 2**32:
-        raise InputError(f"seed: expected a whole number from 0 to 2^32 - 1, got {seed!r}")
-    return jax.random.key(number)
 
 
 def check(entry: Entry, objective: Objective, arguments: Mapping[str, Any]) -> None:
@@ -184,17 +170,5 @@ def _check_inputs(entry: Entry, inputs: Mapping[str, Any], known: set[str]) -> N
         raise InputError(f"{entry.name}: unknown argument {unknown[0]!r}{hint}")
 
 
-_INPUTS = ("initial_params", "opt_state", "optimizer")
-
-
-def _checked(entry: Entry, estimate: Any) -> Estimate:
-    if not isinstance(estimate, Estimate):
-        raise InputError(f"{entry.name}: returned {type(estimate).__name__}, not an Estimate")
-    if jnp.ndim(estimate.value) != 0:
-        raise InputError(f"{entry.name}: value has shape {jnp.shape(estimate.value)}, not a scalar")
-    error = estimate.standard_error
-    return estimate._replace(
-        value=float(estimate.value),
-        standard_error=None if error is None else float(error),
-        converged=bool(estimate.converged) and math.isfinite(estimate.value),
-    )
+INPUTS = ("initial_params", "opt_state", "optimizer")
+"""What metrics may ask for beside the objective: a study hands these over."""

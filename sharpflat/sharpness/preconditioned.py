@@ -19,6 +19,7 @@ from sharpflat.sharpness.hessian import outermost
 
 def _fits_state(objective: Objective, arguments: Mapping[str, Any]) -> None:
     if "opt_state" in arguments:
+        _second_moments(arguments["opt_state"])
         known = functools.partial(_inverse_root, b2=arguments["b2"], epsilon=arguments["epsilon"])
         jax.eval_shape(known, arguments["opt_state"], objective.params)
 
@@ -94,6 +95,15 @@ def _scaled(product: Any, scale: Any, vector: Any) -> Any:
 
 def _inverse_root(opt_state: Any, params: Any, b2: float, epsilon: float) -> Any:
     """P^{−1/2}, a tree like the parameters; zero where P is infinite."""
+    found = _second_moments(opt_state)
+    diagonal = PRECONDITIONERS[type(found).__name__](found, b2, epsilon)
+    if jax.tree.map(jnp.shape, diagonal) != jax.tree.map(jnp.shape, params):
+        raise InputError("opt_state: is of other parameters than these")
+    return jax.tree.map(lambda p: p**-0.5, diagonal)
+
+
+def _second_moments(opt_state: Any) -> Any:
+    """The one of an optimizer's states that holds them."""
     states = list(_states(opt_state))
     found = next((state for state in states if type(state).__name__ in PRECONDITIONERS), None)
     if found is None:
@@ -102,10 +112,7 @@ def _inverse_root(opt_state: Any, params: Any, b2: float, epsilon: float) -> Any
             f"opt_state: holds no second moments known here, but {names}; expected one of "
             f"{', '.join(PRECONDITIONERS)}"
         )
-    diagonal = PRECONDITIONERS[type(found).__name__](found, b2, epsilon)
-    if jax.tree.map(jnp.shape, diagonal) != jax.tree.map(jnp.shape, params):
-        raise InputError("opt_state: is of other parameters than these")
-    return jax.tree.map(lambda p: p**-0.5, diagonal)
+    return found
 
 
 def _states(state: Any) -> Iterator[Any]:

@@ -7,9 +7,9 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import sharpflat as sf
-from sharpflat.audit import InvarianceTable
-from sharpflat.audit.invariance import verdict
+from sharpflat.audit import InvarianceTable, verdicts
 from sharpflat.audit.reparametrisations import batch_norm_scale
+from sharpflat.audit.verdicts import verdict
 from sharpflat.registry import metrics
 from sharpflat.runs.setup import fill_registries
 
@@ -295,6 +295,18 @@ def test_a_metric_that_fails_is_named_and_leaves_the_others(own):
     assert "failed: fragile, relu_rescaling: RuntimeError: too far out" in str(table)
     assert "failed: fragile, permuted_units" not in str(table)
     assert by_change(table, 1)["relu_rescaling"].verdict == "invariant"
+
+
+def test_factors_have_errors():
+    def factor_error(before, after):
+        return verdicts.factor_error(sf.Estimate(*before, True), sf.Estimate(*after, True))
+
+    assert factor_error((2.0, 0.3), (6.0, 0.8)) == pytest.approx(0.5 * np.hypot(0.8, 3 * 0.3))
+    assert factor_error((2.0, 0.0), (6.0, 0.0)) == 0
+    assert factor_error((0.0, 0.0), (0.0, 0.0)) == 0
+    assert factor_error((2.0, 0.3), (2.0001, 0.3)) == 0, "the same numbers were drawn"
+    assert factor_error((2.0, None), (6.0, 0.1)) is None
+    assert factor_error((0.0, 0.1), (6.0, 0.1)) is None
 
 
 def test_seeds_and_layers_are_those_asked_for(own):

@@ -5,10 +5,12 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import sharpflat as sf
 from sharpflat.audit import PrecisionTable, precision
+from sharpflat.audit.measuring import chosen
 from sharpflat.registry import metrics
 from sharpflat.runs.setup import fill_registries
 
@@ -201,3 +203,11 @@ def test_bad_input():
         sf.precision_table(objective, "path_norm")
     with pytest.raises(sf.InputError, match="not finite"):
         sf.precision_table(bowl(jnp.array([0.1, jnp.nan])), "parameter_norm")
+
+
+def test_of_all_metrics_those_are_skipped_that_the_state_does_not_give():
+    objective = network()
+    inputs = {"opt_state": optax.sgd(0.1).init(objective.params)}
+    asked, skipped = chosen(objective, None, inputs, {})
+    assert "holds no second moments" in skipped["preconditioned_sharpness"]
+    assert "preconditioned_sharpness" not in [name for name, _ in asked]

@@ -218,7 +218,7 @@ def test_a_damaged_snapshot_is_its_own_runs_error(tmp_path):
     assert [row["error"] is None for row in first.measurements] == [True]
 
 
-@pytest.mark.parametrize("line", ["{broken", "3", "\udcff"])
+@pytest.mark.parametrize("line", ["{broken", "3", "{}", "\udcff"])
 def test_a_damaged_line_is_named_and_nothing_is_lost(tmp_path, line):
     assert run(tmp_path, sweep=None).code == 0
     (record,) = sf.load_runs(tmp_path, "tiny")
@@ -231,13 +231,86 @@ def test_a_damaged_line_is_named_and_nothing_is_lost(tmp_path, line):
     assert record.measurements_file.read_bytes() == damaged
 
 
-def test_a_damaged_status_is_named(tmp_path):
+@pytest.mark.parametrize("text", ['{"status": ', "null", "{}"])
+def test_a_damaged_status_is_named(tmp_path, text):
     assert run(tmp_path, sweep=None).code == 0
     (record,) = sf.load_runs(tmp_path, "tiny")
-    (record.folder / "status.json").write_text('{"status": ')
-    assert run(tmp_path, sweep=None).complaint.startswith(
-        f"{record.folder}/status.json: is damaged"
-    )
+    (record.folder / "status.json").write_text(text)
+    said = run(tmp_path, sweep=None).complaint
+    assert said.startswith(f"{record.folder}/status.json: is damaged")
+
+
+def test_a_damaged_start_is_only_its_own_metrics_error(tmp_path):
+    study = {"sweep": None, "measure": {"metrics": ["distance_from_initialization", "weight_norm"]}}
+    (tmp_path / "norm.py").write_text(NORM)
+    path = write(tmp_path, seeds=1, plugins=["norm.py"], **study)
+    assert sharpflat("train", path, "--root", tmp_path).code == 0
+    (record,) = sf.load_runs(tmp_path, "tiny")
+    (record.folder / "snapshots" / "0.npz").write_bytes(b"")
+    outcome = run(tmp_path, **study)
+    assert outcome.code == 1
+    assert [row["error"] is None for row in record.measurements] == [False, True]
+
+
+PICKY = NORM.replace(
+    "@sf.metric",
+    """def refuse(objective, arguments):
+    if float(sf.trees.norm(objective.params)) > 0:
+        raise {error}("not [here]")
+
+
+@sf.metric(checks=(refuse,))""",
+).replace("weight_norm", "picky")
+
+
+@pytest.mark.parametrize("error", ["sf.InputError", "TypeError"])
+def test_a_check_that_needs_numbers_refuses_its_own_metric_only(tmp_path, error):
+    (tmp_path / "picky.py").write_text(PICKY.replace("{error}", error))
+    study = {"plugins": ["norm.py", "picky.py"], "sweep": None}
+    outcome = run(tmp_path, **study, measure={"metrics": ["picky", "weight_norm"]})
+    assert outcome.code == 1
+    (record,) = sf.load_runs(tmp_path, "tiny")
+    picky, norm = record.measurements
+    assert "not [here]" in picky["error"]
+    assert norm["error"] is None
+
+
+PARTIAL = LINEAR.replace("        if fail:", "        if fail and len(inputs) == 5:")
+
+
+def test_a_model_that_raises_at_a_chunk_is_the_error_of_what_has_that_chunk(tmp_path):
+    (tmp_path / "linear.py").write_text(PARTIAL)
+    blocks = [{"chunk": chunk, "metrics": ["weight_norm"]} for chunk in (5, 40)]
+    study = {"plugins": ["norm.py", "linear.py"], "sweep": None, "measure": blocks}
+    outcome = run(tmp_path, model={"name": "linear", "fail": True}, **study)
+    assert outcome.code == 1
+    assert "Traceback" not in outcome.err
+    (record,) = sf.load_runs(tmp_path, "tiny")
+    assert [row["error"] is None for row in record.measurements] == [False, True]
+
+
+@pytest.mark.parametrize("text", [LINEAR, INIT_FAILS, BUILD_FAILS], ids=["apply", "init", "build"])
+def test_dry_runs_of_a_model_that_raises(tmp_path, text, monkeypatch):
+    monkeypatch.setattr(metrics, "_entries", {"parameter_norm": metrics["parameter_norm"]})
+    (tmp_path / "linear.py").write_text(text)
+    models = [{"name": "linear", "fail": True}, TINY["model"]]
+    study = {"sweep": {"model": models}, "plugins": ["linear.py"]}
+    study["measure"] = {"metrics": "all", "chunk": 40}
+    planned = run(tmp_path, "--dry-run", **study)
+    assert planned.code == 0, planned
+    assert "beside 1 that could not be timed" in planned.out
+    outcome = run(tmp_path, **study)
+    assert outcome.code == 1
+    assert "Traceback" not in outcome.err
+
+
+def test_a_model_with_too_few_outputs_is_refused_before_training(tmp_path):
+    (tmp_path / "linear.py").write_text(LINEAR.replace("(size, outputs)", "(size, 2)"))
+    study = {"plugins": ["norm.py", "linear.py"], "model": {"name": "linear"}}
+    train = {**TINY["train"], "loss": "squared_error"}
+    said = run(tmp_path, **study, train=train).complaint
+    assert said.startswith("model: 'linear' cannot take the examples of 'synthetic'")
+    assert said.endswith("it has 2 outputs, and there are 3 classes")
 
 
 ADAM = {"name": "adam", "learning_rate": 0.01}
@@ -267,10 +340,48 @@ def test_all_leaves_out_what_a_run_cannot_give_and_says_so(tmp_path, monkeypatch
     assert [row["metric"] for row in plain.measurements] == ["parameter_norm"]
 
 
-def test_what_is_asked_for_by_name_must_be_possible(tmp_path):
+def test_left_out_counts_runs(tmp_path, monkeypatch):
+    kept = {name: metrics[name] for name in ("parameter_norm", "preconditioned_sharpness")}
+    monkeypatch.setattr(metrics, "_entries", kept)
+    blocks = [
+        {"metrics": "all", "chunk": 40, "batch_norm": ["running", "batch"]},
+        {"metrics": "all", "chunk": 20, "split": "test", "seeds": [0]},
+    ]
+    train = {"batch_size": 8, "epochs": 1, "optimizer": PLAIN}
+    planned = run(
+        tmp_path, "--dry-run", train=train, sweep=None, seeds=2, measure=blocks, plugins=[]
+    )
+    assert "left out of 2 of 2 runs" in planned.out
+    assert "parameter_norm on all test examples, bn running, chunk 20, seed 0" in planned.out
+
+
+@pytest.mark.parametrize("rules", [[ADAM, PLAIN], [PLAIN, ADAM], [PLAIN]])
+def test_what_is_asked_for_by_name_must_be_possible(tmp_path, rules):
     said = run(
-        tmp_path, train={"batch_size": 8, "epochs": 1, "optimizer": PLAIN}, sweep=None,
-        measure={"metrics": ["preconditioned_sharpness"]},
+        tmp_path, train={"batch_size": 8, "epochs": 1, "optimizer": PLAIN},
+        sweep={"train.optimizer": rules}, measure={"metrics": ["preconditioned_sharpness"]},
     ).complaint  # fmt: skip
     assert said.startswith("preconditioned_sharpness: opt_state: holds no second moments known")
     assert not (tmp_path / "runs").exists()
+
+
+RULE = """
+import optax
+import sharpflat as sf
+
+
+@sf.optimizer
+def own(*, learning_rate: sf.Positive = 0.01):
+    \"\"\"Somebody's.\"\"\"
+    return optax.sgd(learning_rate)
+"""
+
+
+def test_what_can_be_measured_follows_the_code_of_an_optimizer(tmp_path):
+    study = {"plugins": ["norm.py", "own.py"], "sweep": None}
+    study["measure"] = {"metrics": ["preconditioned_sharpness"]}
+    train = {"batch_size": 8, "epochs": 1, "optimizer": {"name": "own"}}
+    (tmp_path / "own.py").write_text(RULE)
+    assert "holds no second moments" in run(tmp_path, train=train, **study).complaint
+    (tmp_path / "own.py").write_text(RULE.replace("sgd", "adam"))
+    assert run(tmp_path, train=train, **study).code == 0

@@ -5,9 +5,11 @@ import json
 
 import pytest
 import yaml
-from runs.studies import NORM, contents, sharpflat, write
+from runs.studies import NORM, content, contents, sharpflat, write
 
 import sharpflat as sf
+from sharpflat import config as configs
+from sharpflat.runs import cost
 
 
 def rows(root, study="tiny"):
@@ -166,7 +168,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path):
     plan = run(tmp_path, "--dry-run", **study)
     assert plan.code == 0
     runs, trainings, costs = plan.out.split("\n\n")
-    assert trainings.startswith("4 trainings, at most about 0.0 min")
+    assert trainings.startswith("4 trainings, their updates about ")
     assert len(runs.splitlines()) == 4
     assert all("new, 2 measurements to make" in line for line in runs.splitlines())
     lines = {line.split()[0]: line.split()[1:] for line in costs.splitlines()}
@@ -174,7 +176,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path):
     gradients, seconds, unit, count = lines["hessian_trace[probes=4,steps=3]"]
     assert (gradients, unit, count) == ("14", "s", "4")  # seven products
     assert float(seconds) < 60
-    assert costs.endswith("about 0.0 min, beside 1 that do not say\n")
+    assert costs.endswith("about 0.0 min, beside 1 that are not known\n")
     assert {path.name for path in tmp_path.iterdir()} == before | {"study.yaml"}
 
     assert run(tmp_path, **study).code == 0
@@ -186,6 +188,26 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path):
     ]
     assert plan.out.count("finished, 1 measurements to make") == 4
     assert (contents(tmp_path / "runs"), contents(tmp_path / "studies")) == held
+
+
+def test_a_dry_run_adds_up_over_the_kinds_of_runs(tmp_path, monkeypatch):
+    """By the time that each network's own gradients and epochs take."""
+    monkeypatch.setattr(cost, "_gradient_seconds", lambda config, *_: config["model"]["width"])
+    monkeypatch.setattr(cost, "_epoch_seconds", lambda config: config["model"]["width"])
+    trace = {"hessian_trace": {"probes": 4, "steps": 3}}
+    study = {"sweep": {"model.width": [30, 3]}, "measure": {"metrics": [trace]}, "plugins": []}
+    plan = run(tmp_path, "--dry-run", "seeds=2", **study)
+    assert plan.code == 0, plan
+    seconds = 2 * (30 + 3)
+    assert f"4 trainings, their updates about {3 * seconds / 60:.1f} min if none stops" in plan.out
+    assert f"the sum about {14 * seconds / 60:.1f} min" in " ".join(plan.out.split())
+    (line,) = (line for line in plan.out.splitlines() if line.startswith("hessian_trace"))
+    assert line.split()[1:] == ["14", f"{14 * seconds / 4:.1f}", "s", "4"]
+
+
+def test_an_epoch_is_timed_by_its_updates():
+    config = configs.cells(configs.check(content()))[0].resolved()
+    assert 0 < cost._epoch_seconds(config) < 1
 
 
 def test_overrides_reach_the_runs(tmp_path):

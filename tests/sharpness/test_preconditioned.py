@@ -90,6 +90,12 @@ def test_a_parameter_that_adagrad_never_moved_is_held_fixed(x64):
     assert estimate.value == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("state", ["adam", optax.adam(1e-3)])
+def test_what_is_no_state_is_refused(state):
+    with pytest.raises(sf.InputError, match="opt_state: holds no second moments known here"):
+        sf.measure(quadratic(np.eye(2)), "preconditioned_sharpness", opt_state=state)
+
+
 def test_only_some_of_the_parameters(x64):
     """A block of P^{−1/2} H P^{−1/2}."""
     matrix = rotated(SPECTRUM)

@@ -23,13 +23,13 @@ def trained(options: argparse.Namespace):
     import jax.numpy as jnp
 
     import sharpflat as sf
+    from sharpflat.objective import cross_entropy
     from sharpflat.training import Recipe, epochs, make_optimizer, start
 
     images = sf.datasets["mnist"](data_dir=options.data_dir).train
     data = sf.Batch(*(jnp.asarray(part[: options.examples]) for part in images))
     network = sf.Model.of(sf.models["f1"](10))
-    loss = sf.Objective.from_model(network, {}, {}, data, loss="cross_entropy").function
-    recipe = Recipe(network, loss, make_optimizer("adam", {"learning_rate": 1e-3}))
+    recipe = Recipe(network, cross_entropy, make_optimizer("adam", {"learning_rate": 1e-3}))
     state = start(recipe, data, seed=0)
     initial = jax.tree.map(jnp.copy, state.params)
     steps = epochs(recipe, state, data, batch_size=256, seed=0)

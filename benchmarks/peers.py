@@ -171,11 +171,12 @@ def trained(data: Any, module: Any, *, batch: int, count: int) -> Any:
     Its batch-norm averages are re-estimated over the data and then frozen.
     """
     import sharpflat as sf
+    from sharpflat.objective import cross_entropy
     from sharpflat.training import Recipe, epochs, make_optimizer, start
 
     model = sf.Model.of(module)
     rule = make_optimizer("adam", {"learning_rate": 1e-3})
-    recipe = Recipe(model, sf.Objective.from_model(model, {}, {}, data).function, rule)
+    recipe = Recipe(model, cross_entropy, rule)
     history = epochs(recipe, start(recipe, data, 0), data, batch_size=min(batch, data.size), seed=0)
     state = [next(history) for _ in range(count)][-1].state
     recalibrated = sf.Objective.from_model(

@@ -105,13 +105,12 @@ def started(data):
     import jax
 
     import sharpflat as sf
+    from sharpflat.objective import cross_entropy
     from sharpflat.training import Recipe, make_optimizer, start
 
     network = sf.Model.of(sf.models["f1"](10))
     rule = make_optimizer("adam", {"learning_rate": LEARNING_RATE})
-    # The very function that a run uses, by public names.
-    loss = sf.Objective.from_model(network, {}, {}, data, loss="cross_entropy").function
-    recipe = Recipe(network, loss, rule)
+    recipe = Recipe(network, cross_entropy, rule)
     state = start(recipe, data, seed=0)
     floats = data.inputs.dtype
 

@@ -117,7 +117,7 @@ def check_fit(config: dict[str, Any]) -> None:
         )
 
 
-def make_optimizer_of(config: dict[str, Any]) -> optax.GradientTransformationExtraArgs:
+def make_optimizer_of(config: dict[str, Any]) -> optax.GradientTransformation:
     """The optimizer of a resolved run config, with what follows its learning rate.
 
     Raises:

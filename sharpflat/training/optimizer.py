@@ -23,7 +23,7 @@ def make_optimizer(
     schedule: dict[str, Any] | None = None,
     warmup: float = 0.0,
     updates: int = 0,
-) -> optax.GradientTransformationExtraArgs:
+) -> optax.GradientTransformation:
     """The optimizer `name`; the same object for equal arguments, so that programs are shared.
 
     Args:
@@ -59,7 +59,7 @@ def scaling(rule: ScalingRule, batch_size: int, reference: int) -> float:
 
 
 @functools.lru_cache
-def _made(function: Any, shape: Any, text: str) -> optax.GradientTransformationExtraArgs:
+def _made(function: Any, shape: Any, text: str) -> optax.GradientTransformation:
     arguments, factors = json.loads(text)
     if "learning_rate" in arguments:
         rate = arguments["learning_rate"] * factors["scale"]
@@ -68,4 +68,4 @@ def _made(function: Any, shape: Any, text: str) -> optax.GradientTransformationE
             given = {**(factors["schedule"] or {"name": "constant"})}
             factor = factor_of(given.pop("name"), given, factors["warmup"], factors["updates"])
             arguments["learning_rate"] = lambda count: rate * factor(count)
-    return optax.with_extra_args_support(function(**arguments))
+    return function(**arguments)

@@ -33,7 +33,7 @@ class Recipe:
 
     model: Model
     loss: Callable[[jax.Array, jax.Array], jax.Array]
-    optimizer: optax.GradientTransformationExtraArgs
+    optimizer: optax.GradientTransformation
     clip: float | None = None
     gradient_penalty: float | None = None
     chunk: int | None = None
@@ -65,7 +65,7 @@ def update(
         return _gradient(recipe, params, state.model_state, batch, key)
 
     seen, grads = gradient(state.params)
-    updates, opt_state = recipe.optimizer.update(
+    updates, opt_state = optax.with_extra_args_support(recipe.optimizer).update(
         grads, state.opt_state, state.params,
         grad_fn=lambda point: gradient(point)[1], key=jax.random.fold_in(key, 1),
     )  # fmt: skip

@@ -22,6 +22,7 @@ def gradient(w):
 def steps(rule, count, point=POINT, grad=gradient):
     """The parameters after each of `count` updates."""
     params, points = jnp.asarray(point, jnp.float32), []
+    rule = optax.with_extra_args_support(rule)
     state = rule.init(params)
     for number in range(count):
         key = jax.random.fold_in(KEY, number)

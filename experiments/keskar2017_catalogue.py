@@ -187,10 +187,19 @@ def main() -> None:
         head, _, after = (__doc__ or "").partition("Criterion,")
         command = head.split("\n\n")[1]
         title = "# The catalogue at small-batch and large-batch minima"
-        parts = [title, HEAD, f"```\n{command}\n```", f"Criterion,{after.rstrip()}", text]
+        parts = [title, HEAD, f"```\n{command}\n```", f"Criterion,{after.rstrip()}", text, NOTES]
         arguments.markdown.write_text("\n\n".join(parts) + "\n")
     print(text)
 
+
+NOTES = (
+    "For radii and margins a smaller number is the sharper minimum. `worst_case_radius` is on a "
+    "grid, and all five LB minima fall on one step of it. `local_learning_coefficient` has no "
+    "number at LB: all its chains diverged there. The files behind the table, each number with its "
+    "error, certificate, details, commit and device, are in "
+    "`experiments/results/keskar2017_catalogue/`. What it says of the measures: "
+    "[metrics.md](metrics.md)."
+)
 
 HEAD = (
     "F1 on MNIST after Keskar et al. (2017): 5 starts, batch 256 (SB) and 6,000 (LB), every "

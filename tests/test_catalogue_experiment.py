@@ -1,6 +1,7 @@
 """The criterion of experiments/keskar2017_catalogue.py, on tables that are made up."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -64,3 +65,28 @@ def test_what_is_not_judged_counts_among_the_many():
     assert said == "**LB larger**"
     assert experiment.verdict(sure._replace(p=0.04), 0.12) == "suggested: LB larger"
     assert experiment.verdict(sure._replace(p=0.06), 0.18) == "not told apart"
+
+
+def test_the_committed_page_is_of_the_committed_table():
+    rows = experiment.read_table()
+    assert len(rows) == 10
+    page = FILE.parents[1] / "docs" / "catalogue_f1.md"
+    assert experiment.markdown(rows) in page.read_text(encoding="utf-8")
+    assert len(experiment.measures(rows)) == 39
+
+
+def test_the_committed_table_is_of_the_committed_measurements():
+    """Nine digits of each value, error and certificate; what has no number is empty."""
+    lines = (experiment.RESULTS / "measurements.jsonl").read_text(encoding="utf-8").splitlines()
+    found = {(row["run"], row["metric"]): row for row in map(json.loads, lines)}
+    rows = experiment.read_table()
+    assert len(found) == len(lines) == 39 * len(rows)
+    for row in rows:
+        for name in experiment.measures(rows):
+            line = found[row["run"], name]
+            for column, key in ((name, "value"), (f"{name}_standard_error", "standard_error")):
+                assert (row[column] == "") == (line[key] is None)
+                if line[key] is not None:
+                    assert float(row[column]) == pytest.approx(line[key], rel=1e-8)
+            assert row[f"{name}_converged"] == str(line["converged"]).lower()
+            assert (line["error"], line["batch_norm"], line["examples"]) == (None, "running", 6000)

@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 import scipy.stats
 
+import sharpflat as sf
+from sharpflat import config as configs
+
 FILE = Path(__file__).parents[1] / "experiments" / "keskar2017_catalogue.py"
 spec = importlib.util.spec_from_file_location("keskar2017_catalogue", FILE)
 experiment = importlib.util.module_from_spec(spec)
@@ -90,3 +93,10 @@ def test_the_committed_table_is_of_the_committed_measurements():
                     assert float(row[column]) == pytest.approx(line[key], rel=1e-8)
             assert row[f"{name}_converged"] == str(line["converged"]).lower()
             assert (line["error"], line["batch_norm"], line["examples"]) == (None, "running", 6000)
+
+
+def test_the_committed_runs_are_those_of_the_config():
+    """Ids stay, whatever keys `train` is given later: the runs need not be trained again."""
+    config = sf.load_config(FILE.parents[1] / "configs" / "keskar2017" / "f1_catalogue.yaml")
+    ids = [cell.id for cell in configs.cells(config)]
+    assert sorted(ids) == sorted(row["run"] for row in experiment.read_table())

@@ -63,12 +63,26 @@ class RegimeAdaptation(Strict):
     reference: Count
 
 
+class Ema(Strict):
+    """The exponential moving average of the parameters, over about 1 / (1 − decay) updates."""
+
+    decay: Annotated[float, pydantic.Field(gt=0, lt=1)]
+
+
+class Swa(Strict):
+    """The mean of the parameters at the ends of epochs: from `start` on, every so many."""
+
+    start: Count
+    every: Count = 1
+
+
 class Train(Strict):
     """How a run is trained.
 
     `warmup` is in epochs and comes before the schedule; `clip` is the gradient's largest norm;
     `gradient_penalty` the c of L + c/2 ‖∇L‖². A batch is passed through in `accumulate` parts, each
-    of which batch norm normalises by itself; so it does every `ghost_batch_norm` examples.
+    of which batch norm normalises by itself; so it does every `ghost_batch_norm` examples. With
+    `ema` or `swa` that average of the parameters is evaluated, kept and measured.
     """
 
     batch_size: Count
@@ -88,11 +102,13 @@ class Train(Strict):
     gradient_penalty: NonNegative | None = None
     accumulate: Count = 1
     ghost_batch_norm: Count | None = None
+    ema: Ema | None = None
+    swa: Swa | None = None
 
 
 LATER = (
     "schedule", "warmup", "learning_rate_rule", "regime_adaptation", "clip", "gradient_penalty",
-    "accumulate", "ghost_batch_norm",
+    "accumulate", "ghost_batch_norm", "ema", "swa",
 )  # fmt: skip
 """Keys of `train` that ids leave out at their defaults: runs made before there were any stay."""
 
@@ -309,6 +325,8 @@ def _check_parts(train: dict[str, Any]) -> None:
     if ghost is not None and batch // parts % ghost:
         of = f"the {batch // parts} examples of a part" if parts > 1 else f"the batch size {batch}"
         raise InputError(f"train.ghost_batch_norm: {ghost} does not divide {of}")
+    if train["ema"] and train["swa"]:
+        raise InputError("train.swa: cannot be together with train.ema; one average is kept")
     if parts > 1 and train["gradient_penalty"]:
         raise InputError(
             "train.gradient_penalty: is of the whole batch's gradient, which 'accumulate' never has"

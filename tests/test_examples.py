@@ -27,7 +27,8 @@ def test_each_example_runs(file, tmp_path):
     assert f"# sharpflat run configs/examples/{file.name}" in head[:3]
     few = ["train.epochs=2", "train.batch_size=100", "measure.metrics=[]", "train.eval_every=2"]
     keys = CONTENTS[file.stem]["train"]
-    config = sf.load_config(file, few + ["train.warmup=1"] * ("warmup" in keys))
+    few += ["train.warmup=1"] * ("warmup" in keys) + ["train.swa.start=2"] * ("swa" in keys)
+    config = sf.load_config(file, few)
     assert config.study == f"example-{file.stem.replace('_', '-')}"
     (run,) = sf.run(config, tmp_path)
     assert run.finished

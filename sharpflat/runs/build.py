@@ -131,8 +131,19 @@ def make_optimizer_of(config: dict[str, Any]) -> optax.GradientTransformation:
         arguments.pop("name"), arguments,
         scale=scaling(rule["rule"], train["batch_size"], rule["reference"]) if rule else 1.0,
         schedule=train.get("schedule"), warmup=train.get("warmup", 0.0) * per_epoch,
-        updates=epochs_of(train) * per_epoch,
+        updates=epochs_of(train) * per_epoch, average=_average(train, per_epoch),
     )  # fmt: skip
+
+
+def _average(train: dict[str, Any], per_epoch: int) -> tuple[Any, ...] | None:
+    ema, swa = train.get("ema"), train.get("swa")
+    if ema:
+        return "ema", ema["decay"]
+    if not swa:
+        return None
+    if swa["start"] > epochs_of(train):
+        raise InputError(f"train.swa.start: {swa['start']} is above the {epochs_of(train)} epochs")
+    return "swa", swa["start"] * per_epoch, swa["every"] * per_epoch
 
 
 def epochs_of(train: dict[str, Any]) -> int:

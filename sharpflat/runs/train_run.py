@@ -25,7 +25,7 @@ from sharpflat.runs.progress import Reporter
 from sharpflat.runs.provenance import command, commit, now, provenance
 from sharpflat.runs.record import Run
 from sharpflat.runs.snapshots import save_tree
-from sharpflat.training import Epoch, Recipe, Stopping, TrainState, epochs, start
+from sharpflat.training import Epoch, Recipe, Stopping, TrainState, epochs, evaluated, start
 
 EVALUATION_CHUNK = 1000
 DONE = ("finished", "diverged")
@@ -174,8 +174,12 @@ class _Training:
 def evaluate(
     recipe: Recipe, state: TrainState, data: Resident
 ) -> tuple[dict[str, float], TrainState]:
-    """Loss and accuracy on all of both splits, and the state with its averages re-estimated."""
-    params = state.params
+    """Loss and accuracy on all of both splits, and the state that they are of.
+
+    Its parameters are the average where the training keeps one, and the batch-norm averages those
+    parameters' own over the training set.
+    """
+    params = evaluated(state.opt_state, state.params)
     averages = _recalibrated(recipe.model, params, state.model_state, data.train)
     values: dict[str, float] = {}
     for name, split in (("full_train", data.train), ("test", data.test)):
@@ -184,7 +188,7 @@ def evaluate(
         )
         loss, accuracy = objective.loss_and_accuracy(params)
         values |= {f"{name}_loss": float(loss), f"{name}_accuracy": float(accuracy)}
-    return values, state._replace(model_state=averages)
+    return values, state._replace(params=params, model_state=averages)
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -1,6 +1,7 @@
 """Training: update rules, batching, compiled segments, stopping rules."""
 
 from sharpflat.registry import import_modules, optimizers, schedules
+from sharpflat.training.averages import evaluated
 from sharpflat.training.optimizer import ScalingRule, make_optimizer, scaling
 from sharpflat.training.segments import Epoch, epochs, start, updates_per_epoch
 from sharpflat.training.stopping import Stopping
@@ -13,6 +14,7 @@ __all__ = [
     "Stopping",
     "TrainState",
     "epochs",
+    "evaluated",
     "make_optimizer",
     "optimizers",
     "scaling",

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from typing import Any, Literal
 
 import optax
 
 from sharpflat.registry import InputError, optimizers, schedules
+from sharpflat.training.averages import ema, swa
 from sharpflat.training.learning_rate import factor_of
 
 ScalingRule = Literal["linear", "sqrt", "none"]
+AVERAGES: dict[str, Callable[..., optax.GradientTransformation]] = {"ema": ema, "swa": swa}
 POWERS: dict[ScalingRule, float] = {"linear": 1.0, "sqrt": 0.5, "none": 0.0}
 
 
@@ -23,6 +26,7 @@ def make_optimizer(
     schedule: dict[str, Any] | None = None,
     warmup: float = 0.0,
     updates: int = 0,
+    average: tuple[Any, ...] | None = None,
 ) -> optax.GradientTransformation:
     """The optimizer `name`; the same object for equal arguments, so that programs are shared.
 
@@ -33,6 +37,7 @@ def make_optimizer(
         schedule: `{name: ..., argument: ...}`; None for a constant rate.
         warmup: updates in which the rate rises from 0.
         updates: of the whole training, for schedule and warm-up.
+        average: of its parameters, `("ema", decay)` or `("swa", first, every)`, in updates.
 
     Raises:
         InputError: an unknown name or argument; a schedule shorter than its warm-up; an optimizer
@@ -44,7 +49,10 @@ def make_optimizer(
         raise InputError(f"{name}: has no learning_rate that a schedule or a scale could change")
     if warmup and warmup >= updates:
         raise InputError(f"warmup: its {warmup:g} updates are not fewer than the {updates} of all")
-    factors = {"scale": scale, "schedule": schedule, "warmup": warmup, "updates": updates}
+    factors = {
+        "scale": scale, "schedule": schedule, "warmup": warmup, "updates": updates,
+        "average": average,
+    }  # fmt: skip
     shape = schedules[schedule["name"]].function if schedule else None
     return _made(entry.function, shape, json.dumps([checked, factors], sort_keys=True))
 
@@ -68,4 +76,8 @@ def _made(function: Any, shape: Any, text: str) -> optax.GradientTransformation:
             given = {**(factors["schedule"] or {"name": "constant"})}
             factor = factor_of(given.pop("name"), given, factors["warmup"], factors["updates"])
             arguments["learning_rate"] = lambda count: rate * factor(count)
-    return function(**arguments)
+    rule = function(**arguments)
+    if factors["average"] is None:
+        return rule
+    kind, *given = factors["average"]
+    return AVERAGES[kind](rule, *given)

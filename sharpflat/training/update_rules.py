@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import optax
+import optax.contrib
 
 from sharpflat.registry import Fraction, NonNegative, Positive, optimizer
 
@@ -69,6 +70,15 @@ def rmsprop(
 ) -> optax.GradientTransformation:
     """RMSProp (Tieleman and Hinton, 2012)."""
     return optax.rmsprop(learning_rate, decay=decay)
+
+
+@optimizer
+def schedule_free(
+    *, learning_rate: Positive = 1.0, b1: Fraction = 0.9
+) -> optax.GradientTransformationExtraArgs:
+    """Schedule-free gradient descent (Defazio et al., 2024); what is evaluated is its average x."""
+    base = optax.sgd(learning_rate)
+    return optax.contrib.schedule_free(base, learning_rate=learning_rate, b1=b1)
 
 
 @optimizer

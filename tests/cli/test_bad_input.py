@@ -84,6 +84,13 @@ def test_every_command_that_reads_a_config_checks_it(complain, command):
         ("train.learning_rate_rule={rule: lin, reference: 8}", "train.learning_rate_rule.rule: in"),
         ("train.accumulate=3", "train.accumulate: 3 does not divide the batch size 8"),
         ("train.ghost_batch_norm=3", "train.ghost_batch_norm: 3 does not divide the batch size 8"),
+        ("train.swa={start: 4}", "train.swa.start: 4 is above the 3 epochs"),
+        ("train.ema={decay: 1.0}", "train.ema.decay: input should be less than 1"),
+        (
+            "train={batch_size: 8, epochs: 3, optimizer: {name: adam}, ema: {decay: 0.9}, "
+            "swa: {start: 1}}",
+            "train.swa: cannot be together with train.ema",
+        ),
         ("train.clip=0", "train.clip: input should be greater than 0"),
     ],
 )

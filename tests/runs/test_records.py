@@ -5,13 +5,15 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import yaml
-from runs.studies import contents, sharpflat, write
+from runs.studies import content, contents, sharpflat, write
 
 import sharpflat as sf
 from sharpflat.runs import files
+from sharpflat.training import evaluated
 
 
 def lines(path):
@@ -349,3 +351,26 @@ def test_only_what_is_asked_for_is_read(tiny):
         _ = run.config, run.history, run.measurements, run.params, run.model_state, run.status
     assert sharpflat("show", "tiny", "--root", tiny).code == 0
     assert contents(tiny) == before
+
+
+AVERAGES = [
+    {"ema": {"decay": 0.9}},
+    {"swa": {"start": 2}},
+    {"optimizer": {"name": "schedule_free"}},
+]
+
+
+@pytest.mark.parametrize("about", AVERAGES, ids=["ema", "swa", "schedule_free"])
+def test_a_training_stands_for_its_average(tmp_path, about):
+    """What is evaluated, kept and measured, with batch-norm averages of its own."""
+    model = {"name": "mlp", "width": 8, "depth": 1, "batch_norm": True}
+    train = {**content()["train"], **about}
+    path = write(tmp_path, sweep=None, seeds=1, train=train, model=model)
+    (run,) = sf.run(sf.load_config(path), tmp_path / "results")
+    objective = run.objective("train", "running")
+    assert float(objective.loss(run.params)) == pytest.approx(run.history[-1]["full_train_loss"])
+    recalibrated = run.objective("train", "recalibrated")
+    assert float(recalibrated.loss(run.params)) == pytest.approx(float(objective.loss(run.params)))
+    last = evaluated(run.opt_state, jax.tree.map(jnp.zeros_like, run.params))
+    if "optimizer" not in about:  # schedule-free makes its average of the last point
+        jax.tree.map(np.testing.assert_array_equal, last, run.params)

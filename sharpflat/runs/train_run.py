@@ -67,6 +67,7 @@ class _Training:
         self.checkpoints = Checkpoints(folder / "checkpoints")
         self.rows: list[dict[str, Any]] = []
         self.flushed = time.monotonic()
+        self.say = reporter.say
         settings = " ".join(f"{key}={value}" for key, value in config.swept.items())
         name = f"train {config.id[:6]} {settings} seed={config.seed}"
         self.task = reporter.task(name, self.last)
@@ -102,7 +103,7 @@ class _Training:
         """Epochs done already and the state after them."""
         seed = self.config["seed"]
         initial = start(self.recipe, self.data.train, seed)
-        restored = self.checkpoints.restore(initial)
+        restored = self.checkpoints.restore(initial, self.say)
         if restored is None:
             record = provenance(self.data.dataset)
             files.write_json(self.folder / "provenance.json", record)

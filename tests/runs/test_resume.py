@@ -110,6 +110,64 @@ def test_history_lines_beyond_the_checkpoint_are_dropped(tmp_path, monkeypatch):
     assert history(resumed) == history(unbroken)
 
 
+# Of a read that fails Orbax leaves others behind, whose loop is closed when they end.
+orbax_leaves_reads = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+    "ignore::pytest.PytestUnhandledThreadExceptionWarning",
+)
+
+
+def spoil(folder, how):
+    """Damage the largest file of a checkpoint."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    file = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(file.read_bytes())
+    if how == "cut":
+        content = content[: len(content) // 2]
+    else:
+        content[len(content) // 2] ^= 1
+    file.write_bytes(bytes(content))
+
+
+@orbax_leaves_reads
+@pytest.mark.parametrize("how", ["cut", "flipped"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(tmp_path, monkeypatch, how):
+    path = write(tmp_path, sweep=None, seeds=1)
+    config = sf.load_config(path, ["train.epochs=6", "model.width=300"])
+    (unbroken,) = sf.run(config, tmp_path / "unbroken")
+    with monkeypatch.context() as patch:
+        run_until_third_checkpoint(config, tmp_path / "broken", patch)
+    (folder,) = (tmp_path / "broken").glob("runs/*/checkpoints")
+    newest = folder / "3"
+    spoil(newest, how)
+    damaged = {file.name: file.read_bytes() for file in newest.rglob("*") if file.is_file()}
+    outcome = sharpflat(
+        "run", path, "train.epochs=6", "model.width=300", "--root", tmp_path / "broken"
+    )
+    assert outcome.code == 0, outcome
+    assert f"checkpoint {newest}: damaged, kept as {folder.parent}/damaged" in outcome.err
+    assert "goes on after epoch 2" in outcome.err
+    (resumed,) = sf.load_runs(tmp_path / "broken")
+    assert same(resumed, unbroken)
+    assert history(resumed) == history(unbroken)
+    kept = folder.parent / "damaged" / "checkpoint-3"
+    assert damaged == {file.name: file.read_bytes() for file in kept.rglob("*") if file.is_file()}
+
+
+@orbax_leaves_reads
+def test_where_every_checkpoint_is_damaged_the_training_begins_anew(tmp_path, monkeypatch):
+    config = sf.load_config(write(tmp_path, sweep=None, seeds=1), ["train.epochs=6"])
+    (unbroken,) = sf.run(config, tmp_path / "unbroken")
+    with monkeypatch.context() as patch:
+        run_until_third_checkpoint(config, tmp_path / "broken", patch)
+    (folder,) = (tmp_path / "broken").glob("runs/*/checkpoints")
+    for step in folder.iterdir():
+        spoil(step, "cut")
+    (resumed,) = sf.run(config, tmp_path / "broken")
+    assert same(resumed, unbroken)
+    assert len(list((resumed.folder / "damaged").iterdir())) == 2
+
+
 def test_an_interrupted_study_is_shown_as_far_as_it_came(tmp_path, monkeypatch):
     from sharpflat.runs import study
 

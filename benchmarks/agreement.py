@@ -146,10 +146,6 @@ def whole_matrices(theirs: peers.Peers) -> Iterator[Row]:
         yield eigenvalue_row(f"λmax of {name}", ours, peer, Figure(exact["top"]))
         ours = measured(theirs.objective, f"{prefix}_trace")
         yield trace_row(f"trace of {name}", ours, peer, Figure(exact["trace"]))
-    exact, label = theirs("dense", operator="fisher"), "trace of the empirical Fisher"
-    ours = measured(theirs.objective, "fisher_trace", kind="empirical")
-    # Neither side draws anything here.
-    yield eigenvalue_row(label, ours, peer, Figure(exact["trace"]))
 
 
 def perceptron() -> Any:

@@ -17,14 +17,7 @@ from sharpflat.networks import Model
 from sharpflat.networks.adapter import has_batch_norm
 from sharpflat.objective import LOSSES, BatchNormPolicy, Objective
 from sharpflat.registry import Entry, InputError, datasets, models, optimizers
-from sharpflat.training import (
-    Recipe,
-    TrainState,
-    make_optimizer,
-    scaling,
-    start,
-    updates_per_epoch,
-)
+from sharpflat.training import Batches, Recipe, TrainState, make_optimizer, scaling, start
 
 WITHOUT_SHAPE: dict[str, Any] = {
     "batch_size": 1, "accumulate": 1, "ghost_batch_norm": None, "regime_adaptation": None,
@@ -126,7 +119,7 @@ def make_optimizer_of(config: dict[str, Any]) -> optax.GradientTransformation:
     """
     train, size = config["train"], resident(config["dataset"]).train.size
     arguments, rule = {**train["optimizer"]}, train.get("learning_rate_rule")
-    per_epoch = updates_per_epoch(size, train["batch_size"], train["drop_last"])
+    per_epoch = Batches(size, train["batch_size"], train["drop_last"]).updates
     return make_optimizer(
         arguments.pop("name"), arguments,
         scale=scaling(rule["rule"], train["batch_size"], rule["reference"]) if rule else 1.0,

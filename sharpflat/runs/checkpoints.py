@@ -12,63 +12,77 @@ from typing import Any
 
 import numpy as np
 
+from sharpflat.registry import InputError
 from sharpflat.runs.files import make_folder
 from sharpflat.runs.snapshots import from_host, to_host
 
 SECONDS_BETWEEN = 60.0
-_DIGEST = np.zeros(32, np.uint8)
 
 
 class Checkpoints:
-    """The newest two states of one training, in `folder`, one a minute.
+    """The newest two states of a training, in `folder`, one a minute and one where it is stopped.
 
-    Beside its arrays each holds their digest, by which a damaged one is known.
+    Beside its arrays each holds their digest, by which a damaged one is known, and the name of the
+    training that it is of.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, owner: str) -> None:
         """Nothing is read or written before it is needed: Orbax takes a second to import."""
         self.folder = folder.absolute()
+        self.owner = owner
         self._manager: Any = None
         self._last = time.monotonic()
 
     def restore(self, like: Any, say: Callable[[str], None]) -> tuple[int, Any] | None:
-        """The newest whole checkpoint as `(epoch, state)`, or None if there is none.
+        """The newest whole checkpoint as `(step, tree)`, or None if there is none.
 
         A damaged one is named to `say` and set aside, and the one before it is taken.
+
+        Raises:
+            InputError: a whole one, of another training.
         """
         if not self.folder.exists():
             return None
-        for epoch in sorted(self._open().all_steps(), reverse=True):
+        for step in sorted(self._open().all_steps(), reverse=True):
             try:
-                return epoch, from_host(self._stored(epoch, like), like)
+                owner, leaves = self._stored(step)
             except Exception as error:
-                kept = self._set_aside(epoch)
+                kept = self._set_aside(step)
                 reason = str(error).partition("\n")[0][:200]
-                say(f"checkpoint {self.folder / str(epoch)}: damaged, kept as {kept}: {reason}")
+                say(f"checkpoint {self.folder / str(step)}: damaged, kept as {kept}: {reason}")
+                continue
+            wanted = to_host(like)
+            if owner != self.owner or _shapes(leaves) != _shapes(_stored_part(wanted)):
+                raise InputError(
+                    f"checkpoint {self.folder / str(step)}: is of training {owner}, not of "
+                    f"{self.owner}; move it away"
+                )
+            found = iter(leaves)
+            return step, from_host([next(found) if leaf.size else leaf for leaf in wanted], like)
         return None
 
-    def _stored(self, epoch: int, like: Any) -> list[np.ndarray]:
+    def _stored(self, step: int) -> tuple[str, list[np.ndarray]]:
         import orbax.checkpoint as ocp
 
-        # Leaves are stored as a flat list: Orbax need not know our trees.
-        wanted = to_host(like)
-        stored = self._open().restore(epoch, args=ocp.args.StandardRestore([*wanted, _DIGEST]))
-        *leaves, digest = stored
-        if digest.tobytes() != _digest(leaves).tobytes():
+        stored = self._open().restore(
+            step,
+            args=ocp.args.Composite(
+                leaves=ocp.args.StandardRestore(), about=ocp.args.JsonRestore()
+            ),
+        )
+        leaves = [np.asarray(leaf) for leaf in stored.leaves]
+        if stored.about["digest"] != _digest(leaves):
             raise ValueError("its content is not what was written")
-        for leaf, other in zip(leaves, wanted, strict=True):
-            if (leaf.shape, leaf.dtype) != (other.shape, other.dtype):
-                raise ValueError(f"holds an array {leaf.dtype} {leaf.shape} of another training")
-        return leaves
+        return stored.about["owner"], leaves
 
-    def _set_aside(self, epoch: int) -> Path:
+    def _set_aside(self, step: int) -> Path:
         """Out of Orbax's sight, and not deleted with the others at the end."""
         self.close()
-        kept = self.folder.parent / "damaged" / f"checkpoint-{epoch}"
+        kept = self.folder.parent / "damaged" / f"checkpoint-{step}"
         while kept.exists():
             kept = kept.with_name(f"{kept.name}-again")
         make_folder(kept.parent)
-        (self.folder / str(epoch)).replace(kept)
+        (self.folder / str(step)).replace(kept)
         return kept
 
     @property
@@ -76,12 +90,19 @@ class Checkpoints:
         """Whether the last save is old enough for another."""
         return time.monotonic() - self._last >= SECONDS_BETWEEN
 
-    def save(self, epoch: int, state: Any) -> None:
-        """Save the state after `epoch`."""
+    def save(self, step: int, tree: Any) -> None:
+        """Save what a training is after `step` updates."""
         import orbax.checkpoint as ocp
 
-        leaves = to_host(state)
-        self._open().save(epoch, args=ocp.args.StandardSave([*leaves, _digest(leaves)]))
+        # Leaves are stored as a flat list: Orbax need not know our trees.
+        leaves = _stored_part(to_host(tree))
+        about = {"owner": self.owner, "digest": _digest(leaves)}
+        self._open().save(
+            step,
+            args=ocp.args.Composite(
+                leaves=ocp.args.StandardSave(leaves), about=ocp.args.JsonSave(about)
+            ),
+        )
         self._last = time.monotonic()
 
     def close(self) -> None:
@@ -105,11 +126,20 @@ class Checkpoints:
         return self._manager
 
 
-def _digest(leaves: Sequence[Any]) -> np.ndarray:
-    """SHA-256 of all arrays, as bytes in an array."""
+def _stored_part(leaves: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Orbax does not take empty arrays."""
+    return [leaf for leaf in leaves if leaf.size]
+
+
+def _shapes(leaves: Sequence[np.ndarray]) -> list[Any]:
+    return [(leaf.shape, leaf.dtype) for leaf in leaves]
+
+
+def _digest(leaves: Sequence[Any]) -> str:
+    """SHA-256 of all arrays."""
     total = hashlib.sha256()
     for leaf in leaves:
         array = np.ascontiguousarray(leaf)
         total.update(f"{array.dtype}{array.shape}".encode())
         total.update(array.tobytes())
-    return np.frombuffer(total.digest(), np.uint8)
+    return total.hexdigest()

@@ -14,7 +14,7 @@ from sharpflat.registry import metrics
 from sharpflat.runs.build import abstract_objective, build_recipe, epochs_of, resident
 from sharpflat.runs.record import Run
 from sharpflat.runs.requests import Request
-from sharpflat.training import epochs, start
+from sharpflat.training import Batches, advance, beginning, start
 
 SECONDS_TIMED = 1.0
 
@@ -90,32 +90,22 @@ def _training_seconds(config: dict[str, Any]) -> float | None:
         return None  # someone's own model raises: its runs will, and say so
 
 
-class _EnoughError(Exception):
-    pass
-
-
 def _epoch_seconds(config: dict[str, Any]) -> float:
-    """From the end of the first epoch, or of its first update: by then all is compiled."""
+    """Over updates made now; the first segment of each batch size is left out: it compiles."""
     train, data, recipe = config["train"], resident(config["dataset"]).train, build_recipe(config)
-    marks: list[tuple[float, float]] = []
-
-    def mark(done: float) -> None:
-        marks.append((time.perf_counter(), done))
-        if len(marks) > 1 and marks[-1][0] - marks[0][0] > SECONDS_TIMED:
-            raise _EnoughError
-
-    try:
-        for epoch in epochs(
-            recipe, start(recipe, data, 0), data, batch_size=train["batch_size"], seed=0,
-            drop_last=train["drop_last"], on_segment=mark,
-        ):  # fmt: skip
-            if epoch.number == 1:
-                marks.clear()
-            mark(epoch.number)
-    except _EnoughError:
-        pass
-    (began, first), (ended, last) = marks[0], marks[-1]
-    return (ended - began) / (last - first)
+    batches = Batches(data.size, train["batch_size"], train["drop_last"])
+    updates, seconds, step, compiled = 0, 0.0, 0, set[int]()
+    for moment in advance(
+        recipe, beginning(start(recipe, data, 0)), data, batch_size=train["batch_size"], seed=0,
+        drop_last=train["drop_last"],
+    ):  # fmt: skip
+        size = batches.stretch(step % batches.updates, 1)[0]
+        if size in compiled:
+            updates, seconds = updates + moment.step - step, seconds + moment.seconds
+        step, compiled = moment.step, {*compiled, size}
+        if seconds > SECONDS_TIMED:
+            break
+    return batches.updates * seconds / updates
 
 
 def _request_seconds(config: dict[str, Any], request: Request) -> float | None:

@@ -2,17 +2,22 @@
 
 from sharpflat.registry import import_modules, optimizers, schedules
 from sharpflat.training.averages import evaluated
+from sharpflat.training.batching import Batches
 from sharpflat.training.optimizer import ScalingRule, make_optimizer, scaling
-from sharpflat.training.segments import Epoch, epochs, start, updates_per_epoch
+from sharpflat.training.segments import Epoch, Moment, advance, beginning, epochs, start
 from sharpflat.training.stopping import Stopping
 from sharpflat.training.update import Recipe, TrainState
 
 __all__ = [
+    "Batches",
     "Epoch",
+    "Moment",
     "Recipe",
     "ScalingRule",
     "Stopping",
     "TrainState",
+    "advance",
+    "beginning",
     "epochs",
     "evaluated",
     "make_optimizer",
@@ -20,7 +25,6 @@ __all__ = [
     "scaling",
     "schedules",
     "start",
-    "updates_per_epoch",
 ]
 
 import_modules(__name__, __path__)

@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from sharpflat.batch import Batch
-from sharpflat.training.batching import epoch_order
+from sharpflat.training.batching import Batches, epoch_order
 from sharpflat.training.update import Recipe, TrainState, update
 
 SEGMENT_SECONDS = 4.0
+
+Sums = tuple[jax.Array, jax.Array]
+
+
+class Moment(NamedTuple):
+    """Where a training is between two segments: all that is needed to go on from there.
+
+    Attributes:
+        step: updates so far.
+        sums: of loss and hits over the examples of the epoch under way, or just ended.
+        state: the next segment reuses its memory.
+        seconds: wall-clock time of the segment just made.
+    """
+
+    step: int
+    sums: Sums
+    state: TrainState
+    seconds: float = 0.0
 
 
 class Epoch(NamedTuple):
@@ -46,6 +63,55 @@ def start(recipe: Recipe, data: Batch, seed: int) -> TrainState:
     return TrainState(params, model_state, recipe.optimizer.init(params))
 
 
+def beginning(state: TrainState) -> Moment:
+    """The moment before the first update."""
+    return Moment(0, (jnp.zeros(()), jnp.zeros(())), state)
+
+
+def advance(
+    recipe: Recipe,
+    moment: Moment,
+    data: Batch,
+    *,
+    batch_size: int,
+    seed: int,
+    drop_last: bool = False,
+) -> Iterator[Moment]:
+    """Train on from `moment` without end; every example once an epoch, in a new order each.
+
+    The order derives from `(seed, epoch)` alone, dropout from `(seed, step)`: what comes next
+    depends on the moment, not on what was run before in this process. No segment crosses the end
+    of an epoch.
+
+    Args:
+        recipe: model, loss and optimizer.
+        moment: where to go on.
+        data: the training set, on the device.
+        batch_size: examples an update; the last update of an epoch takes what is left.
+        seed: seed of order and dropout.
+        drop_last: leave out the smaller last batch.
+    """
+    batches = Batches(data.size, batch_size, drop_last)
+    key = jax.random.fold_in(jax.random.key(seed), 1)
+    # Donation frees the old state in place, and must not take the caller's own arrays.
+    state, sums = jax.tree.map(jnp.copy, (moment.state, moment.sums))
+    step, length, order = moment.step, 1, None
+    while True:
+        tic, (epoch, done) = time.perf_counter(), divmod(step, batches.updates)
+        if order is None or done == 0:
+            order = epoch_order(seed, epoch + 1, data.size)
+        if done == 0:
+            sums = jax.tree.map(jnp.zeros_like, sums)
+        size, offset, first, last = batches.stretch(done, length)
+        state, sums = _segment(
+            recipe, size, state, sums, data, order, key, offset, step, first, last
+        )
+        jax.block_until_ready(sums)
+        step, seconds = step + last - first, time.perf_counter() - tic
+        length = _next_length(length, last - first, seconds)
+        yield Moment(step, sums, state, seconds)
+
+
 def epochs(
     recipe: Recipe,
     state: TrainState,
@@ -55,62 +121,19 @@ def epochs(
     seed: int,
     first: int = 1,
     drop_last: bool = False,
-    on_segment: Callable[[float], None] = lambda done: None,
 ) -> Iterator[Epoch]:
-    """Train without end, an epoch at a time; every example once an epoch, in a new order each.
-
-    The order derives from `(seed, epoch)` alone, dropout from `(seed, step)`: an epoch's result
-    depends on the state it starts from, not on what was run before in this process.
-
-    Args:
-        recipe: model, loss and optimizer.
-        state: where to start; its memory is given up.
-        data: the training set, on the device.
-        batch_size: examples an update; the last update of an epoch takes what is left.
-        seed: seed of order and dropout.
-        first: number of the first epoch to train.
-        drop_last: leave out the smaller last batch.
-        on_segment: called after each compiled segment with the epochs done, a fraction of one
-            included.
-    """
-    sizes = _batch_sizes(data.size, batch_size, drop_last)
-    key = jax.random.fold_in(jax.random.key(seed), 1)
-    length, updates = 1, sum(count for _, count in sizes)
-    # Donation frees the old state in place, and must not take the caller's own arrays.
-    state = jax.tree.map(jnp.copy, state)
-    for number in itertools.count(first):
-        began, order = time.perf_counter(), epoch_order(seed, number, data.size)
-        totals, done, step = (jnp.zeros(()), jnp.zeros(())), 0, (number - 1) * updates
-        offset = 0
-        for size, count in sizes:
-            program = functools.partial(_segment, recipe, size)
-            at = 0
-            while at < count:
-                tic, end = time.perf_counter(), min(count, at + length)
-                state, totals = program(
-                    state, totals, data, order, key, offset, step + done, at, end
-                )
-                if end < count or length < count:
-                    jax.block_until_ready(totals)
-                    length = _next_length(length, end - at, time.perf_counter() - tic)
-                    on_segment(number - 1 + (done + end - at) / updates)
-                done, at = done + end - at, end
-            offset += size * count
-        loss, accuracy = (float(total) / offset for total in totals)
-        seconds = time.perf_counter() - began
-        yield Epoch(number, number * updates, loss, accuracy, seconds, state)
-
-
-def updates_per_epoch(n: int, batch_size: int, drop_last: bool) -> int:
-    """How many updates an epoch of `n` examples makes."""
-    return sum(count for _, count in _batch_sizes(n, batch_size, drop_last))
-
-
-def _batch_sizes(n: int, batch_size: int, drop_last: bool) -> list[tuple[int, int]]:
-    """(size, how many) of an epoch's batches, in order."""
-    whole, rest = divmod(n, batch_size)
-    sizes = [(batch_size, whole)] if whole else []
-    return sizes if drop_last or not rest else [*sizes, (rest, 1)]
+    """`advance` from `state` on, an epoch at a time; `first` is the number of the first one."""
+    batches, seconds = Batches(data.size, batch_size, drop_last), 0.0
+    begin = beginning(state)._replace(step=(first - 1) * batches.updates)
+    for moment in advance(
+        recipe, begin, data, batch_size=batch_size, seed=seed, drop_last=drop_last
+    ):
+        seconds += moment.seconds
+        number, rest = divmod(moment.step, batches.updates)
+        if rest == 0:
+            loss, accuracy = (float(total) / batches.seen for total in moment.sums)
+            yield Epoch(number, moment.step, loss, accuracy, seconds, moment.state)
+            seconds = 0.0
 
 
 def _next_length(length: int, ran: int, seconds: float) -> int:
@@ -124,7 +147,7 @@ def _segment(
     recipe: Recipe,
     size: int,
     state: TrainState,
-    totals: tuple[jax.Array, jax.Array],
+    sums: Sums,
     data: Batch,
     order: jax.Array,
     key: jax.Array,
@@ -132,7 +155,7 @@ def _segment(
     step: int,
     first: int,
     last: int,
-) -> tuple[TrainState, tuple[jax.Array, jax.Array]]:
+) -> tuple[TrainState, Sums]:
     """Updates `first` to `last` of an epoch's batches of `size`.
 
     The bounds are traced: one program serves every length, so that how an epoch is cut into
@@ -146,4 +169,4 @@ def _segment(
         state, loss, accuracy = update(recipe, state, data.take(indices), step_key)
         return state, (loss_sum + loss * size, correct + accuracy * size)
 
-    return jax.lax.fori_loop(first, last, body, (state, totals))
+    return jax.lax.fori_loop(first, last, body, (state, sums))

@@ -8,7 +8,7 @@ from runs.studies import LINEAR, NORM, TINY, sharpflat, write
 
 import sharpflat as sf
 from sharpflat.registry import metrics
-from sharpflat.runs import train_run
+from sharpflat.runs import member
 
 
 def rows(root):
@@ -130,7 +130,7 @@ def test_a_failed_run_is_tried_again(tmp_path, monkeypatch):
         raise MemoryError("no room")
 
     with monkeypatch.context() as patch:
-        patch.setattr(train_run, "evaluate", broken)
+        patch.setattr(member, "evaluate", broken)
         assert run(tmp_path, sweep=None).code == 1
     (record,) = sf.load_runs(tmp_path, "tiny")
     assert record.status["reason"] == "MemoryError: no room"

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,19 +19,26 @@ from sharpflat.runs import checkpoints
 from sharpflat.runs.snapshots import to_host
 
 
-def run_until_third_checkpoint(config, root, monkeypatch):
-    """Interrupted right after the checkpoint of epoch 3 is on its way."""
-    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 0.0)
-    save = checkpoints.Checkpoints.save
+def interrupted(config, root, monkeypatch, saves=3, error=KeyboardInterrupt):
+    """Stopped right after so many checkpoints, one a segment; the updates before each of them."""
+    save, steps = checkpoints.Checkpoints.save, []
 
-    def save_and_stop(self, epoch, state):
-        save(self, epoch, state)
-        if epoch == 3:
-            raise KeyboardInterrupt
+    def save_and_stop(self, step, tree):
+        save(self, step, tree)
+        steps.append(step)
+        if len(steps) == saves:
+            raise error("stop")
 
-    monkeypatch.setattr(checkpoints.Checkpoints, "save", save_and_stop)
-    with pytest.raises(KeyboardInterrupt):
-        sf.run(config, root)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "SECONDS_BETWEEN", 0.0)
+        patch.setattr(checkpoints.Checkpoints, "save", save_and_stop)
+        if error is KeyboardInterrupt:
+            with pytest.raises(KeyboardInterrupt):
+                sf.run(config, root)
+        else:
+            (run,) = sf.run(config, root)
+            assert run.status["status"] == "failed"
+    return steps
 
 
 def history(run):
@@ -46,6 +54,9 @@ def same(first, second):
     return all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in pairs)
 
 
+UPDATES = 5
+"""An epoch of the tiny study, at batch size 8."""
+
 BATCH_NORM = {"name": "mlp", "width": 8, "depth": 1, "batch_norm": True}
 PLAIN = {"name": "mlp", "width": 8, "depth": 1}
 
@@ -56,26 +67,15 @@ def test_resuming_is_bit_for_bit_the_unbroken_run(tmp_path, monkeypatch, model, 
     config = sf.load_config(write(tmp_path, model=model, sweep=None, seeds=1), ["train.epochs=7"])
     (unbroken,) = sf.run(config, tmp_path / "unbroken")
 
-    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 0.0)
-    save, saved = checkpoints.Checkpoints.save, []
+    broken = tmp_path / "broken"
+    stops = [interrupted(config, broken, monkeypatch, saves, error) for saves in (2, 3, 4)]
+    (resumed,) = sf.run(config, broken)
 
-    def save_and_stop(self, epoch, state):
-        save(self, epoch, state)
-        saved.append(epoch)
-        if epoch in (2, 5):
-            raise error("stop")
-
-    monkeypatch.setattr(checkpoints.Checkpoints, "save", save_and_stop)
-    for _ in range(2):
-        if error is KeyboardInterrupt:
-            with pytest.raises(KeyboardInterrupt):
-                sf.run(config, tmp_path / "broken")
-        else:
-            (run,) = sf.run(config, tmp_path / "broken")
-            assert run.status["status"] == "failed"
-    (resumed,) = sf.run(config, tmp_path / "broken")
-
-    assert saved == [1, 2, 3, 4, 5, 6], "each start went on after the last checkpoint"
+    steps = [step for stop in stops for step in stop]
+    assert steps == sorted(set(steps)), "each start went on after the last checkpoint"
+    assert any(step % UPDATES for step in steps), "some of them within an epoch"
+    record = resumed.provenance["resumed"]
+    assert [again["step"] for again in record] == [stop[-1] for stop in stops]
     assert resumed.finished
     assert same(resumed, unbroken)
     assert history(resumed) == history(unbroken)
@@ -93,7 +93,7 @@ def test_patience_is_counted_across_an_interruption(tmp_path, monkeypatch):
     (unbroken,) = sf.run(config, tmp_path / "unbroken")
     assert len(unbroken.history) == 5, "four epochs without a new best after the first"
 
-    run_until_third_checkpoint(config, tmp_path / "broken", monkeypatch)
+    interrupted(config, tmp_path / "broken", monkeypatch)
     (resumed,) = sf.run(config, tmp_path / "broken")
     assert history(resumed) == history(unbroken)
     assert resumed.status == unbroken.status
@@ -102,10 +102,12 @@ def test_patience_is_counted_across_an_interruption(tmp_path, monkeypatch):
 def test_history_lines_beyond_the_checkpoint_are_dropped(tmp_path, monkeypatch):
     config = sf.load_config(write(tmp_path, sweep=None, seeds=1), ["train.epochs=6"])
     (unbroken,) = sf.run(config, tmp_path / "unbroken")
-    run_until_third_checkpoint(config, tmp_path / "broken", monkeypatch)
+    steps = interrupted(config, tmp_path / "broken", monkeypatch, saves=5)
     (file,) = (tmp_path / "broken").glob("runs/*/history.jsonl")
+    done = steps[-1] // UPDATES
+    assert [row["epoch"] for row in sf.Run(file.parent).history] == list(range(1, done + 1))
     with file.open("a") as rows:
-        rows.write('{"epoch": 4, "train_loss": 9.0}\n{"epoch": 5, "trai')
+        rows.write(f'{{"epoch": {done + 1}, "train_loss": 9.0}}\n{{"epoch": {done + 2}, "trai')
     (resumed,) = sf.run(config, tmp_path / "broken")
     assert history(resumed) == history(unbroken)
 
@@ -135,10 +137,9 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(tmp_path, mo
     path = write(tmp_path, sweep=None, seeds=1)
     config = sf.load_config(path, ["train.epochs=6", "model.width=300"])
     (unbroken,) = sf.run(config, tmp_path / "unbroken")
-    with monkeypatch.context() as patch:
-        run_until_third_checkpoint(config, tmp_path / "broken", patch)
+    *_, before, last = interrupted(config, tmp_path / "broken", monkeypatch)
     (folder,) = (tmp_path / "broken").glob("runs/*/checkpoints")
-    newest = folder / "3"
+    newest = folder / str(last)
     spoil(newest, how)
     damaged = {file.name: file.read_bytes() for file in newest.rglob("*") if file.is_file()}
     outcome = sharpflat(
@@ -146,11 +147,11 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(tmp_path, mo
     )
     assert outcome.code == 0, outcome
     assert f"checkpoint {newest}: damaged, kept as {folder.parent}/damaged" in outcome.err
-    assert "goes on after epoch 2" in outcome.err
+    assert f"goes on after epoch {before // UPDATES}, update {before}" in outcome.err
     (resumed,) = sf.load_runs(tmp_path / "broken")
     assert same(resumed, unbroken)
     assert history(resumed) == history(unbroken)
-    kept = folder.parent / "damaged" / "checkpoint-3"
+    kept = folder.parent / "damaged" / f"checkpoint-{last}"
     assert damaged == {file.name: file.read_bytes() for file in kept.rglob("*") if file.is_file()}
 
 
@@ -158,14 +159,57 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(tmp_path, mo
 def test_where_every_checkpoint_is_damaged_the_training_begins_anew(tmp_path, monkeypatch):
     config = sf.load_config(write(tmp_path, sweep=None, seeds=1), ["train.epochs=6"])
     (unbroken,) = sf.run(config, tmp_path / "unbroken")
-    with monkeypatch.context() as patch:
-        run_until_third_checkpoint(config, tmp_path / "broken", patch)
+    interrupted(config, tmp_path / "broken", monkeypatch)
     (folder,) = (tmp_path / "broken").glob("runs/*/checkpoints")
     for step in folder.iterdir():
         spoil(step, "cut")
     (resumed,) = sf.run(config, tmp_path / "broken")
     assert same(resumed, unbroken)
     assert len(list((resumed.folder / "damaged").iterdir())) == 2
+
+
+def test_a_checkpoint_of_another_training_is_refused(tmp_path, monkeypatch):
+    path = write(tmp_path, sweep=None, seeds=1)
+    mine, other = (sf.load_config(path, [f"train.epochs={n}"]) for n in (6, 7))
+    for config in (mine, other):
+        interrupted(config, tmp_path / "results", monkeypatch)
+    folders = list((tmp_path / "results").glob("runs/*/checkpoints"))
+    first, second = sorted(
+        folders, key=lambda folder: sf.Run(folder.parent).config["train"]["epochs"]
+    )
+    shutil.rmtree(first)
+    shutil.copytree(second, first)
+    with pytest.raises(
+        sf.InputError, match=f"is of training {second.parent.name}, not of {first.parent.name}"
+    ):
+        sf.run(mine, tmp_path / "results")
+    assert (first / "9").exists() or any(first.iterdir()), "nothing is lost"
+
+
+def test_a_checkpoint_keeps_empty_arrays_and_keys(tmp_path):
+    tree = {
+        "empty": jax.numpy.zeros((0, 3)),
+        "key": jax.random.key(3),
+        "number": jax.numpy.int32(4),
+    }
+    kept = checkpoints.Checkpoints(tmp_path / "c", "mine")
+    kept.save(7, tree)
+    kept.close()
+    step, found = kept.restore(tree, pytest.fail)
+    assert step == 7
+    assert found["empty"].shape == (0, 3)
+    assert found["key"] == tree["key"]
+    assert found["number"] == 4
+
+
+def test_a_run_killed_before_its_first_checkpoint_says_that_it_begins_anew(tmp_path, monkeypatch):
+    path = write(tmp_path, sweep=None, seeds=1)
+    interrupted(sf.load_config(path), tmp_path / "results", monkeypatch)
+    (folder,) = (tmp_path / "results").glob("runs/*/checkpoints")
+    shutil.rmtree(folder)
+    outcome = sharpflat("run", path, "--root", tmp_path / "results")
+    assert outcome.code == 0
+    assert "was stopped before its first checkpoint; begins anew" in outcome.err
 
 
 def test_an_interrupted_study_is_shown_as_far_as_it_came(tmp_path, monkeypatch):
@@ -191,24 +235,9 @@ def test_an_interrupted_study_is_shown_as_far_as_it_came(tmp_path, monkeypatch):
     assert len(sf.load_runs(tmp_path, "tiny")) == 4
 
 
-EPOCHS = 160
-SCRIPT = """
-import os, sys
-from sharpflat import cli
-from sharpflat.runs import checkpoints, train_run
-checkpoints.SECONDS_BETWEEN = 0.2
-row = train_run._row
-def slow(epoch):
-    import time
-    time.sleep(0.02)
-    return row(epoch)
-train_run._row = slow
-cli.main()
-"""
-
-
-def test_killed_five_times_it_gives_the_same_table(tmp_path):
-    """SIGKILL at random moments of training and measuring; each start goes on."""
+@pytest.fixture
+def begin(tmp_path):
+    """Starts a slow study of a root in a process of its own."""
     (tmp_path / "norm.py").write_text(NORM)
     path = write(
         tmp_path, seeds=1, sweep={"train.batch_size": [8, 40]}, plugins=["norm.py"],
@@ -219,20 +248,51 @@ def test_killed_five_times_it_gives_the_same_table(tmp_path):
         **os.environ, "SHARPFLAT_COMPILATION_CACHE": str(tmp_path / "cache"),
         "JAX_PLATFORMS": "cpu",
     }  # fmt: skip
-    arguments = [sys.executable, "-c", SCRIPT, "run", str(path), "--root"]
 
-    def begin(root):
+    def begin(root, seconds_between=0.2):
+        script = SCRIPT.format(seconds_between=seconds_between)
         with (tmp_path / "errors.txt").open("w") as errors:
             return subprocess.Popen(
-                [*arguments, str(tmp_path / root)], env=environment, stdout=subprocess.DEVNULL,
-                stderr=errors, cwd=tmp_path,
+                [sys.executable, "-c", script, "run", str(path), "--root", str(tmp_path / root)],
+                env=environment, stdout=subprocess.DEVNULL, stderr=errors, cwd=tmp_path,
             )  # fmt: skip
 
     # Compiled programs are kept from here on, so that the other starts are quick.
     assert begin("unbroken").wait(timeout=300) == 0, (tmp_path / "errors.txt").read_text()
+    return begin
 
-    moments, kills = random.Random(0), 0
-    while kills < 5:
+
+def assert_as_unbroken(folder):
+    """The study of root `broken` is that of root `unbroken`."""
+    tables = [folder / root / "studies/tiny/table.csv" for root in ("unbroken", "broken")]
+    assert tables[0].read_bytes() == tables[1].read_bytes()
+    pairs = [sf.load_runs(folder / root, "tiny") for root in ("unbroken", "broken")]
+    for unbroken, broken in zip(*pairs, strict=True):
+        assert len(history(broken)) == EPOCHS
+        assert history(broken) == history(unbroken)
+        assert same(broken, unbroken)
+
+
+EPOCHS = 160
+SCRIPT = """
+import os, sys
+from sharpflat import cli
+from sharpflat.runs import checkpoints, member
+checkpoints.SECONDS_BETWEEN = {seconds_between}
+row = member._row
+def slow(epoch):
+    import time
+    time.sleep(0.02)
+    return row(epoch)
+member._row = slow
+cli.main()
+"""
+
+
+def test_killed_five_times_it_gives_the_same_table(tmp_path, begin):
+    """SIGKILL at random moments of training and measuring; each start goes on."""
+    moments = random.Random(0)
+    for _ in range(5):
         process = begin("broken")
         marks = _progress(tmp_path / "broken")
         _wait_for(lambda before=marks: _progress(tmp_path / "broken") != before, process)
@@ -240,16 +300,25 @@ def test_killed_five_times_it_gives_the_same_table(tmp_path):
         assert process.poll() is None, (tmp_path / "errors.txt").read_text()
         process.send_signal(signal.SIGKILL)
         process.wait()
-        kills += 1
     assert begin("broken").wait(timeout=300) == 0, (tmp_path / "errors.txt").read_text()
+    assert_as_unbroken(tmp_path)
 
-    tables = [tmp_path / root / "studies/tiny/table.csv" for root in ("unbroken", "broken")]
-    assert tables[0].read_bytes() == tables[1].read_bytes()
-    pairs = [sf.load_runs(tmp_path / root, "tiny") for root in ("unbroken", "broken")]
-    for unbroken, broken in zip(*pairs, strict=True):
-        assert len(history(broken)) == EPOCHS
-        assert history(broken) == history(unbroken)
-        assert same(broken, unbroken)
+
+def test_asked_to_stop_it_keeps_a_checkpoint_first(tmp_path, begin):
+    """Long before the first minute is over."""
+    for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
+        process = begin("broken", seconds_between=60)
+        marks = _progress(tmp_path / "broken")
+        _wait_for(lambda before=marks: _progress(tmp_path / "broken") != before, process)
+        time.sleep(0.3)
+        process.send_signal(number)
+        assert process.wait(timeout=60) == status, (tmp_path / "errors.txt").read_text()
+        said = (tmp_path / "errors.txt").read_text()
+        assert f"{number.name}: kept at epoch" in said
+        assert "Traceback" not in said
+    assert begin("broken").wait(timeout=300) == 0
+    assert "goes on after epoch" in (tmp_path / "errors.txt").read_text()
+    assert_as_unbroken(tmp_path)
 
 
 def _progress(root):

@@ -1,0 +1,155 @@
+"""One run while it trains: its record, and when it ends."""
+
+from __future__ import annotations
+
+import functools
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from sharpflat import trees
+from sharpflat.batch import Batch
+from sharpflat.config import RunConfig
+from sharpflat.networks import Model, recalibrate
+from sharpflat.objective import Objective
+from sharpflat.runs import files
+from sharpflat.runs.build import Resident, build_recipe, epochs_of, resident
+from sharpflat.runs.progress import Reporter
+from sharpflat.runs.provenance import command, commit, now, provenance
+from sharpflat.runs.snapshots import save_tree
+from sharpflat.training import Epoch, Recipe, Stopping, TrainState, evaluated
+
+EVALUATION_CHUNK = 1000
+
+
+class Member:
+    """A run in training; what it learns of itself goes to its folder."""
+
+    def __init__(self, config: RunConfig, folder: Path, reporter: Reporter) -> None:
+        """Nothing is written yet."""
+        self.folder = folder
+        self.config = config.resolved()
+        self.settings = self.config["train"]
+        self.last = epochs_of(self.settings)
+        self.data: Resident = resident(self.config["dataset"])
+        self.recipe: Recipe = build_recipe(self.config)
+        self.stopping = Stopping(**self.settings["stop"])
+        self.rows: list[dict[str, Any]] = []
+        self.ended = False
+        settings = " ".join(f"{key}={value}" for key, value in config.swept.items())
+        name = f"train {config.id[:6]} {settings} seed={config.seed}"
+        self.task = reporter.task(name, self.last)
+
+    def begin(self, initial: TrainState) -> None:
+        """A new record, with the start among its snapshots."""
+        history = self.folder / "history.jsonl"
+        if history.exists() and files.read_lines(history):
+            self.task.note("was stopped before its first checkpoint; begins anew")
+        files.write_json(self.folder / "provenance.json", provenance(self.data.dataset))
+        save_tree(files.make_folder(self.folder / "snapshots") / "0.npz", initial)
+        files.write_text(history, "")
+        self._write_status("running", None)
+
+    def go_on(self, done: int, step: int) -> None:
+        """The record of its first `done` epochs, as it was when a checkpoint was made."""
+        self._write_status("running", None)
+        self.task.update(done)
+        self.task.note(f"goes on after epoch {done}, update {step}")
+        record = files.read_json(self.folder / "provenance.json")
+        again = {"epoch": done, "step": step, "commit": commit(), "command": command()}
+        record["resumed"] = [*record.get("resumed", []), {**again, "started": now()}]
+        files.write_json(self.folder / "provenance.json", record)
+        rows = files.read_lines(self.folder / "history.jsonl")[:done]
+        files.write_lines(self.folder / "history.jsonl", rows)
+        for row in rows:
+            self.stopping.reason(row["train_loss"])
+
+    def take(self, epoch: Epoch) -> None:
+        """An epoch more, which may have been the last: `ended` says so."""
+        row, reason = _row(epoch), self._reason_to_end(epoch)
+        if reason and not math.isfinite(epoch.train_loss):
+            return self._end("diverged", reason, row, epoch.step, epoch.state)
+        state = epoch.state
+        if reason or epoch.number % self._eval_every == 0:
+            values, state = evaluate(self.recipe, epoch.state, self.data)
+            row |= values
+            # The updates' losses are those before each update: the last may have diverged.
+            if not trees.all_finite([values["full_train_loss"], epoch.state.params]):
+                reason = f"parameters or loss are not finite after epoch {epoch.number}"
+                return self._end("diverged", reason, row, epoch.step, state)
+        if reason:
+            return self._end("finished", reason, row, epoch.step, state)
+        self.rows.append(row)
+        self.task.update(epoch.number, f"loss {epoch.train_loss:.2e}")
+        return None
+
+    def flush(self) -> None:
+        """History to disk."""
+        files.append_lines(self.folder / "history.jsonl", self.rows)
+        self.rows = []
+
+    def _reason_to_end(self, epoch: Epoch) -> str | None:
+        if not math.isfinite(epoch.train_loss):
+            return f"train loss is {epoch.train_loss} in epoch {epoch.number}"
+        stopped = self.stopping.reason(epoch.train_loss)
+        if stopped is None and epoch.number >= self.last:
+            return f"all {epoch.number} epochs done"
+        return stopped
+
+    @property
+    def _eval_every(self) -> int:
+        return self.settings["eval_every"] or max(1, self.last // 30)
+
+    def _end(
+        self, status: str, reason: str, row: dict[str, Any], step: int, state: TrainState
+    ) -> None:
+        self.rows.append(row)
+        self.flush()
+        save_tree(self.folder / "snapshots" / f"{step}.npz", state)
+        record = files.read_json(self.folder / "provenance.json")
+        files.write_json(self.folder / "provenance.json", {**record, "finished": now()})
+        self._write_status(status, reason)
+        self.ended = True
+        accuracy = row.get("test_accuracy")
+        shown = "" if accuracy is None else f", test accuracy {100 * accuracy:.2f} %"
+        self.task.finish(f"{status}: {reason}{shown}")
+
+    def _write_status(self, status: str, reason: str | None) -> None:
+        files.write_json(self.folder / "status.json", {"status": status, "reason": reason})
+
+
+def evaluate(
+    recipe: Recipe, state: TrainState, data: Resident
+) -> tuple[dict[str, float], TrainState]:
+    """Loss and accuracy on all of both splits, and the state that they are of.
+
+    Its parameters are the average where the training keeps one, and the batch-norm averages those
+    parameters' own over the training set.
+    """
+    params = evaluated(state.opt_state, state.params)
+    averages = _recalibrated(recipe.model, params, state.model_state, data.train)
+    values: dict[str, float] = {}
+    for name, split in (("full_train", data.train), ("test", data.test)):
+        objective = Objective.from_model(
+            recipe.model, params, averages, split, loss=recipe.loss, chunk=EVALUATION_CHUNK
+        )
+        loss, accuracy = objective.loss_and_accuracy(params)
+        values |= {f"{name}_loss": float(loss), f"{name}_accuracy": float(accuracy)}
+    return values, state._replace(params=params, model_state=averages)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _recalibrated(model: Model, params: Any, model_state: Any, data: Batch) -> Any:
+    return recalibrate(model, params, model_state, data, EVALUATION_CHUNK)
+
+
+def _row(epoch: Epoch) -> dict[str, Any]:
+    return {
+        "epoch": epoch.number,
+        "step": epoch.step,
+        "seconds": round(epoch.seconds, 6),
+        "train_loss": epoch.train_loss,
+        "train_accuracy": epoch.train_accuracy,
+    }

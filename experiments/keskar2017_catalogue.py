@@ -37,6 +37,15 @@ STUDY = "keskar2017-f1-catalogue"
 SMALL, LARGE = 256, 6000
 LEVEL = 0.05
 
+SMALLER_IS_SHARPER = ("radius_to_loss", "worst_case_radius", "worst_case_radius_magnitude")
+NO_SHARPNESS = (
+    "distance_from_initialization", "fisher_rao_norm", "gradient_covariance_trace",
+    "gradient_diversity", "gradient_noise_scale", "gradient_norm", "hessian_bottom_eigenvalue",
+    "input_gradient_norm", "noise_curvature_alignment", "normalized_margin", "parameter_norm",
+    "path_norm", "spectral_norm_product",
+)  # fmt: skip
+"""How a verdict reads, for the table's last column: it plays no part in the verdict."""
+
 
 class Comparison(NamedTuple):
     """One measure at both kinds of minima.
@@ -44,7 +53,7 @@ class Comparison(NamedTuple):
     Attributes:
         name: the measure.
         small: its values at SB, by seed; `large` likewise.
-        certified: how many of both carry their certificate, as `10/10`.
+        certified: how many carry their certificate, as `5/5, 0/5`: SB, LB.
         p: of the paired t test, not corrected; NaN where it is not judged.
         change: LB / SB where all are positive, else LB − SB, with its 95 % interval.
         ratio: whether the change is a ratio.
@@ -78,8 +87,7 @@ def compare(rows: list[dict[str, str]], name: str) -> Comparison:
     small, large = (
         [float(values.get((size, seed)) or "nan") for seed in seeds] for size in (SMALL, LARGE)
     )
-    yes = sum(row[f"{name}_converged"] == "true" for row in rows)
-    certified = f"{yes}/{len(rows)}"
+    certified = ", ".join(certificates(rows, name, size) for size in (SMALL, LARGE))
     if not np.isfinite(small + large).all():
         return Comparison(name, small, large, certified, math.nan, None, False)
     ratio = min(small + large) > 0
@@ -92,6 +100,12 @@ def compare(rows: list[dict[str, str]], name: str) -> Comparison:
     return Comparison(name, small, large, certified, float(p), change, ratio)
 
 
+def certificates(rows: list[dict[str, str]], name: str, size: int) -> str:
+    """How many of a batch size's runs carry the measure's certificate."""
+    said = [row[f"{name}_converged"] for row in rows if int(row["train.batch_size"]) == size]
+    return f"{said.count('true')}/{len(said)}"
+
+
 def verdict(found: Comparison, corrected: float) -> str:
     """By the criterion at the head of this file."""
     if math.isnan(found.p):
@@ -102,6 +116,17 @@ def verdict(found: Comparison, corrected: float) -> str:
     return f"suggested: {larger}" if found.p <= LEVEL else "not told apart"
 
 
+def sharper_at(name: str, said: str) -> str:
+    """Which of the two a verdict calls the sharper, where the measure is one of sharpness."""
+    name = name.partition("[")[0]
+    larger = said.strip("*").partition(" larger")[0].removeprefix("suggested: ")
+    if name in NO_SHARPNESS or larger not in ("SB", "LB"):
+        return "—"
+    if name in SMALLER_IS_SHARPER:
+        larger = "LB" if larger == "SB" else "SB"
+    return f"({larger})" if said.startswith("suggested") else larger
+
+
 def judged(found: list[Comparison]) -> list[tuple[Comparison, float, str]]:
     """Each measure with its corrected p and its verdict, the surest first."""
     adjusted = sf.statistics.holm([1.0 if math.isnan(one.p) else one.p for one in found])
@@ -110,20 +135,22 @@ def judged(found: list[Comparison]) -> list[tuple[Comparison, float, str]]:
     return [(one, p, verdict(one, p)) for one, p in rows]
 
 
-def mean_sd(values: list[float]) -> str:
+def mean_sd(values: list[float], digits: int = 3) -> str:
     """`mean ± standard deviation` over seeds."""
     known = [value for value in values if math.isfinite(value)]
     if len(known) < 2:
         return "—"
-    return f"{np.mean(known):.3g} ± {np.std(known, ddof=1):.2g}"
+    spread = np.std(known, ddof=1) if np.ptp(known) else 0.0
+    return f"{np.mean(known):.{digits}g} ± {spread:.2g}"
 
 
 def markdown(rows: list[dict[str, str]]) -> str:
     """The table of all measures, and what it says in numbers."""
     found = judged([compare(rows, name) for name in measures(rows)])
     lines = [
-        "| measure | SB 256 | LB 6,000 | LB / SB, or LB − SB | p | Holm | certified | verdict |",
-        "|---|---|---|---|---|---|---|---|",
+        "| measure | SB 256 | LB 6,000 | LB / SB, or LB − SB | p | Holm | certified: SB, LB "
+        "| verdict | sharper at |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for one, corrected, said in found:
         change = "—"
@@ -131,22 +158,40 @@ def markdown(rows: list[dict[str, str]]) -> str:
             sign = "×" if one.ratio else "Δ"
             low, high = one.change.low, one.change.high
             change = f"{sign} {one.change.mean:.3g} [{low:.3g}, {high:.3g}]"
+        p = "—" if math.isnan(one.p) else f"{one.p:.2g}"
         lines.append(
             f"| `{one.name}` | {mean_sd(one.small)} | {mean_sd(one.large)} | {change} "
-            f"| {one.p:.2g} | {corrected:.2g} | {one.certified} | {said} |"
+            f"| {p} | {corrected:.2g} | {one.certified} | {said} "
+            f"| {sharper_at(one.name, said)} |"
         )
-    counts = {
-        kind: sum(said == kind for *_, said in found)
-        for kind in ("**LB larger**", "**SB larger**", "not told apart", "not judged")
-    }
-    suggested = sum(said.startswith("suggested") for *_, said in found)
-    lines += [
-        "",
-        f"Of {len(found)} measures {counts['**LB larger**']} are larger at the large-batch "
-        f"minima, {counts['**SB larger**']} at the small-batch ones, {suggested} are suggested "
-        f"only, {counts['not told apart']} do not tell them apart, {counts['not judged']} are "
-        "not judged.",
-    ]
+    return "\n".join([*lines, "", counted(found), "", surroundings(rows)])
+
+
+def counted(found: list[tuple[Comparison, float, str]]) -> str:
+    """How many measures say what, and how many of them are measures of sharpness."""
+    kinds = ("**LB larger**", "**SB larger**", "suggested", "not told apart", "not judged")
+    lb, sb, suggested, alike, unjudged = (
+        sum(said.startswith(kind) for *_, said in found) for kind in kinds
+    )
+    calls = [sharper_at(one.name, said) for one, _, said in found]
+    return (
+        f"Of {len(found)} measures, larger at the large-batch minima: {lb}; at the small-batch "
+        f"ones: {sb}; suggested only: {suggested}; not told apart: {alike}; not judged: "
+        f"{unjudged}. Of those that tell the two apart and are measures of sharpness, "
+        f"{calls.count('LB')} call the large-batch minima the sharper, {calls.count('SB')} the "
+        "small-batch ones."
+    )
+
+
+def surroundings(rows: list[dict[str, str]]) -> str:
+    """Loss and accuracies of both kinds of minima."""
+    lines = ["| of the runs | SB 256 | LB 6,000 |", "|---|---|---|"]
+    for name in ("train_loss", "train_accuracy", "test_accuracy"):
+        values = [
+            [float(row[name]) for row in rows if int(row["train.batch_size"]) == size]
+            for size in (SMALL, LARGE)
+        ]
+        lines.append(f"| `{name}` | {mean_sd(values[0], 4)} | {mean_sd(values[1], 4)} |")
     return "\n".join(lines)
 
 
@@ -193,7 +238,12 @@ def main() -> None:
 
 
 NOTES = (
-    "For radii and margins a smaller number is the sharper minimum. `worst_case_radius` is on a "
+    "LB / SB is a ratio of geometric means over starts (so it need not be that of the means "
+    "shown); where a value is not positive the difference of means stands instead. The criterion "
+    "does not ask for certificates: `keskar_sharpness` has none, its values are where ten solver "
+    'steps ended. "Sharper at" turns radii round, for which a smaller number is the sharper '
+    "minimum, leaves out norms, margins and gradient noise, and is in brackets where it is only "
+    "suggested. `worst_case_radius` is on a "
     "grid, and all five LB minima fall on one step of it. `local_learning_coefficient` has no "
     "number at LB: all its chains diverged there. The files behind the table, each number with its "
     "error, certificate, details, commit and device, are in "

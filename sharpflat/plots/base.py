@@ -22,7 +22,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 
 Width = Literal["column", "page"]
 INCHES: dict[Width, float] = {"column": 3.35, "page": 6.9}
@@ -34,6 +34,7 @@ DASHES: tuple[Dashes, ...] = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LEGEND_ROW = 0.16  # inches
 PERCENT_TICKS = 6  # at most one more than this
+NARROW = 5  # ratio of a log axis's ends from which on it holds two of 1, 2, 5, 10, ...
 
 STYLE: dict[str, Any] = {
     "font.family": "sans-serif",
@@ -207,6 +208,15 @@ def percent_axis(axis: Axis) -> None:
     axis.set_major_formatter(FuncFormatter(label))
 
 
+class _LogTicks(LogLocator):
+    """Decades; on a narrow axis, which may hold none, round numbers at even distances."""
+
+    def tick_values(self, vmin: float, vmax: float) -> Any:
+        if vmax / vmin >= NARROW:
+            return super().tick_values(vmin, vmax)
+        return MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(vmin, vmax)
+
+
 def log_axis(axis: Axis, plain_over: float = 100) -> None:
     """Plain numbers (1, 2, 5, 10) up to a ratio of `plain_over` between the ends, else powers."""
 
@@ -218,17 +228,20 @@ def log_axis(axis: Axis, plain_over: float = 100) -> None:
         return _number(value) if span() < plain_over else f"$10^{{{math.log10(value):.0f}}}$"
 
     def minor(value: float, _: int) -> str:
-        return _number(value) if span() < min(plain_over, 100) and f"{value:e}"[0] in "25" else ""
+        named = NARROW <= span() < min(plain_over, 100) and f"{value:e}"[0] in "25"
+        return _number(value) if named else ""
 
+    axis.set_major_locator(_LogTicks())
     axis.set_major_formatter(FuncFormatter(major))
     axis.set_minor_formatter(FuncFormatter(minor))
 
 
 def _number(value: float) -> str:
     if 1e-3 <= value < 1e6:
-        return f"{value:.6g}"
-    digit, exponent = f"{value:.0e}".split("e")
-    return f"$10^{{{int(exponent)}}}$" if digit == "1" else f"${digit}\\cdot10^{{{int(exponent)}}}$"
+        return f"{value:.10g}"
+    digits, exponent = f"{value:.9e}".split("e")
+    digits, power = digits.rstrip("0").rstrip("."), f"10^{{{int(exponent)}}}"
+    return f"${power}$" if digits == "1" else f"${digits}\\cdot{power}$"
 
 
 def sentences(parts: Iterable[str]) -> str:

@@ -42,7 +42,8 @@ def sharpness_by_batch_size(study: StudyRecords, *, width: Width = "page") -> Pl
     measured = [row for row in rows if row["quantity"] != ACCURACY]
     if not measured or len({row[BATCH_SIZE] for row in rows}) < 2:
         return None
-    return Plot(_draw(found, rows, width), rows, _caption(study, rows))
+    several = len({setting.series for setting in found}) > 1
+    return Plot(_draw(found, rows, width), rows, _caption(study, rows, several))
 
 
 def summaries(found: list[Setting], columns: Sequence[str]) -> list[dict[str, Any]]:
@@ -51,8 +52,9 @@ def summaries(found: list[Setting], columns: Sequence[str]) -> list[dict[str, An
     Measurements that are all positive get geometric means and intervals, for a log axis.
 
     Returns:
-        Rows of `quantity`, the setting's keys, `statistic`, `seed`, `value`, `converged` (of a run)
-        and `low`, `high` (95 % t interval over seeds; None for one seed), `n` (of a setting).
+        Rows of `quantity`, the setting's keys, `statistic`, `seed`, `value`, `converged` (of a
+        setting: in every run) and `low`, `high` (95 % t interval over seeds; None for one seed),
+        `n` (of a setting).
     """
     rows = []
     for quantity in (ACCURACY, *columns):
@@ -60,7 +62,7 @@ def summaries(found: list[Setting], columns: Sequence[str]) -> list[dict[str, An
         log = quantity != ACCURACY and all(row["value"] > 0 for group in runs for row in group)
         for setting, group in zip(found, runs, strict=True):
             if group:
-                rows += [*group, _summary(setting, quantity, [row["value"] for row in group], log)]
+                rows += [*group, _summary(setting, quantity, group, log)]
     return rows
 
 
@@ -76,14 +78,18 @@ def _runs(setting: Setting, quantity: str) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-def _summary(setting: Setting, quantity: str, values: list[float], log: bool) -> dict[str, Any]:
+def _summary(
+    setting: Setting, quantity: str, group: list[dict[str, Any]], log: bool
+) -> dict[str, Any]:
+    values, flags = ([row[key] for row in group] for key in ("value", "converged"))
     interval = geometric_interval(values) if log else mean_interval(values)
     ends = (interval.low, interval.high)
     drawn = all(map(math.isfinite, ends)) and (interval.low > 0 or not log)  # exp overflows at 709
     low, high = ends if drawn else (None, None)
     return {
         "quantity": quantity, **setting.cells, "statistic": "geometric mean" if log else "mean",
-        "seed": None, "value": interval.mean, "converged": None,
+        "seed": None, "value": interval.mean,
+        "converged": None if None in flags else all(flags),
         "low": low, "high": high, "n": interval.n,
     }  # fmt: skip
 
@@ -206,8 +212,13 @@ def _series(
     at = _shifted(ax, shift)
     sizes = [row[BATCH_SIZE] for row in means]
     values = [row["value"] for row in means]
-    ax.plot(sizes, values, color=colour, marker=marker, linewidth=0.8, transform=at)
+    ax.plot(sizes, values, color=colour, linewidth=0.8, transform=at)
     for row in means:
+        face = "white" if row["converged"] is False else colour
+        ax.plot(
+            row[BATCH_SIZE], row["value"], marker, color=colour, markerfacecolor=face, zorder=3,
+            transform=at,
+        )  # fmt: skip
         if row["low"] is not None:
             x, ends = [row[BATCH_SIZE]] * 2, [row["low"], row["high"]]
             ax.plot(x, ends, color=colour, marker="_", linewidth=1, transform=at)
@@ -224,22 +235,25 @@ def _shifted(ax: Axes, points: float) -> Transform:
     return offset_copy(ax.transData, ax.get_figure(root=True), x=points, units="points")
 
 
-def _caption(study: StudyRecords, rows: list[dict[str, Any]]) -> str:
+def _caption(study: StudyRecords, rows: list[dict[str, Any]], several: bool) -> str:
     counts = [row["n"] for row in rows if row["n"]]
     geometric = _is_log(rows)
-    open_dots = any(row["converged"] is False for row in rows)
+    unconverged = any(row["converged"] is False for row in rows)
     return base.sentences(
         [
             f"{study.name}: test accuracy and sharpness by batch size, {seeds(counts)} a setting.",
-            "Means with 95 % t intervals over seeds; faint dots are single seeds."
+            "Means over seeds, bars their 95 % Student-t intervals; the faint dots beside them are"
+            " single seeds."
             if max(counts) > 1
             else "",
+            "What has one batch size stands side by side, shifted from it." if several else "",
             "On log axes the mean is geometric and the interval that of the logarithms."
             if max(counts) > 1 and geometric
             else "",
             "An interval cut off by a panel's edge goes on beyond it." if _cut(rows) else "",
-            "Open dots: the measure's own criterion of convergence did not hold."
-            if open_dots
+            "Open marks: the measure's own criterion of convergence did not hold, for a mean in at"
+            " least one of its seeds."
+            if unconverged
             else "",
             left_out(study),
             study.note,

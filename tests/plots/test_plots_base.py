@@ -1,6 +1,7 @@
 """Base and settings: saving, style, import rules, which keys tell settings apart."""
 
 import csv
+import itertools
 import subprocess
 import sys
 from typing import get_args
@@ -128,6 +129,24 @@ def test_log_ticks_are_plain_numbers_or_powers():
     assert "3" not in labels(0.9, 12)
     assert {"$10^{-3}$", "$10^{2}$"} <= labels(1e-3, 1e2)
     assert r"$2\cdot10^{-5}$" in labels(1e-5, 9e-5)
+
+
+@pytest.mark.parametrize(
+    ("low", "high"),
+    [(5.5, 9.5), (2.1, 4.9), (0.61, 0.63), (2.1, 10.4), (1.2e-5, 1.9e-5), (3e6, 8e6), (97, 102)],
+)
+def test_narrow_log_axes_have_labels_with_room_between_them(low, high):
+    with style():
+        figure, (ax,) = base.panels(1, "column", 1, 1.9)
+        ax.set_yscale("log")
+        ax.set_ylim(low, high)
+        base.log_axis(ax.yaxis)
+        figure.draw_without_rendering()
+        ticks = [*ax.yaxis.get_major_ticks(), *ax.yaxis.get_minor_ticks()]
+        drawn = [t.label1 for t in ticks if low <= t.get_loc() <= high and t.label1.get_text()]
+        boxes = sorted((t.get_window_extent() for t in drawn), key=lambda box: box.y0)
+    assert len({text.get_text() for text in drawn}) == len(drawn) >= 2
+    assert all(below.y1 < above.y0 for below, above in itertools.pairwise(boxes))
 
 
 def test_settings_are_ordered_and_leave_out_keys_that_follow_the_batch_size(make):

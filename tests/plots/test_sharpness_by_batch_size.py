@@ -117,8 +117,18 @@ def test_unconverged_measurements_are_open_dots_and_named(make):
     plot = sharpness_by_batch_size(make.study(runs, columns=["sharp"]))
     hollow = [dot for dot in plot.figure.axes[1].lines if dot.get_fillstyle() == "none"]
     assert [dot.get_ydata()[0] for dot in hollow] == [2.0]
-    assert "Open dots" in plot.caption
-    assert "Open dots" not in sharpness_by_batch_size(by_hand(make)).caption
+    assert "Open marks" in plot.caption
+    assert "Open marks" not in sharpness_by_batch_size(by_hand(make)).caption
+
+
+def test_a_mean_is_open_where_a_seed_lacks_its_certificate(make):
+    runs = [run(8, 0, 0.9, 1.0), run(8, 1, 0.9, 2.0, converged=False), run(64, 0, 0.8, 5.0)]
+    plot = sharpness_by_batch_size(make.study(runs, columns=["sharp"]))
+    accuracy, sharp = plot.figure.axes
+    white = [mark.get_ydata()[0] for mark in sharp.lines if mark.get_markerfacecolor() == "white"]
+    assert white == [pytest.approx(2**0.5)]
+    assert all(mark.get_markerfacecolor() != "white" for mark in accuracy.lines)
+    assert [summary(plot.rows, "sharp", size)["converged"] for size in (8, 64)] == [False, True]
 
 
 def test_other_swept_keys_are_series_of_their_own(make):
@@ -130,6 +140,8 @@ def test_other_swept_keys_are_series_of_their_own(make):
     labels = [text.get_text() for text in plot.figure.legends[0].get_texts()]
     assert labels == ["momentum 0", "momentum 0.9"]
     assert {row["train.momentum"] for row in plot.rows} == {0.0, 0.9}
+    assert "side by side" in plot.caption
+    assert "side by side" not in sharpness_by_batch_size(by_hand(make)).caption
 
 
 def test_dense_batch_sizes_do_not_label_each_other_over(make):

@@ -39,7 +39,7 @@ class Task:
 
     def _say(self) -> None:
         self._spoken = time.monotonic()
-        line = f"{self.name}: {self._done:.4g} of {self.total}  {self._note}"
+        line = f"{self.name}: {int(self._done)} of {self.total}  {self._note}"
         console.print(line.rstrip(), soft_wrap=True)
 
     def finish(self, note: str = "") -> None:

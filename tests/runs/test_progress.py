@@ -31,6 +31,13 @@ def test_updates_are_half_a_minute_apart(lines, monkeypatch):
     assert lines == ["train: 40 of 100", "train: 80 of 100"]
 
 
+def test_steps_are_whole_numbers(lines):
+    task = progress.Reporter(None, quiet=False).task("train", 40000)
+    task.update(13389.9)
+    task.note("on")
+    assert lines == ["train: 13389 of 40000  on"]
+
+
 def test_quiet_is_quiet(lines):
     task = progress.SILENT.task("measure", 2)
     task.note("anything")

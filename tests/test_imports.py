@@ -30,7 +30,7 @@ ALLOWED = {
     "landscape": OBJECTIVE | {"curvature", "landscape"},
     "audit": AUDIT,
     "training": TRAINING,
-    "config": {"registry"},
+    "config": {"registry", "config"},
     "runs": RUNS,
     "plots": {"registry", "statistics", "plots"},
     "report": RUNS | {"plots", "report"},

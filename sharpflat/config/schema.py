@@ -1,0 +1,171 @@
+"""The config's types: every key of a study, what it holds and its default."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Annotated, Any, Literal
+
+import pydantic
+
+from sharpflat import registry
+from sharpflat.registry import Count, Finite, NonNegative, Positive
+
+Policy = Literal["batch", "running", "recalibrated"]
+Seed = Annotated[int, pydantic.Field(ge=0, lt=2**31)]  # JAX's integers have 32 bits
+Spec = str | dict[str, Any]
+Values = Annotated[list[Any], pydantic.Field(min_length=1)]
+
+
+class Strict(pydantic.BaseModel):
+    """Nothing unknown, nothing converted, nothing infinite."""
+
+    model_config = pydantic.ConfigDict(
+        frozen=True, strict=True, extra="forbid", allow_inf_nan=False
+    )
+
+
+class Stop(Strict):
+    """When to end before `epochs`: see `sharpflat.training.Stopping`."""
+
+    train_loss: Positive | None = None
+    patience: Count | None = None
+    improvement: Annotated[float, pydantic.Field(ge=0, lt=1)] = 0.0
+
+
+class LearningRateRule(Strict):
+    """How the learning rate follows the batch size: see `sharpflat.training.scaling`."""
+
+    rule: Literal["linear", "sqrt", "none"]
+    reference: Count
+
+
+class RegimeAdaptation(Strict):
+    """As many updates as at the reference: epochs grow with the batch (Hoffer et al., 2017)."""
+
+    reference: Count
+
+
+class Ema(Strict):
+    """The exponential moving average of the parameters, over about 1 / (1 − decay) updates."""
+
+    decay: Annotated[float, pydantic.Field(gt=0, lt=1)]
+
+
+class Swa(Strict):
+    """The mean of the parameters at the ends of epochs: from `start` on, every so many."""
+
+    start: Count
+    every: Count = 1
+
+
+class Train(Strict):
+    """How a run is trained.
+
+    `warmup` is in epochs and comes before the schedule; `clip` is the gradient's largest norm;
+    `gradient_penalty` the c of L + c/2 ‖∇L‖². A batch is passed through in `accumulate` parts, each
+    of which batch norm normalises by itself; so it does every `ghost_batch_norm` examples. With
+    `ema` or `swa` that average of the parameters is evaluated, kept and measured.
+    """
+
+    batch_size: Count
+    epochs: Count
+    optimizer: dict[str, Any]
+    loss: Literal["cross_entropy", "squared_error"] = "cross_entropy"
+    drop_last: bool = False
+    stop: Stop = Stop()
+    track: Annotated[list[Any], pydantic.Field(max_length=0)] = []
+    init_from: None = None
+    eval_every: Count | None = None
+    schedule: dict[str, Any] | None = None
+    warmup: NonNegative = 0.0
+    learning_rate_rule: LearningRateRule | None = None
+    regime_adaptation: RegimeAdaptation | None = None
+    clip: Positive | None = None
+    gradient_penalty: NonNegative | None = None
+    accumulate: Count = 1
+    ghost_batch_norm: Count | None = None
+    ema: Ema | None = None
+    swa: Swa | None = None
+
+
+class Measure(Strict):
+    """What is measured, and on which objective.
+
+    `metrics: all` stands for every metric there is, with its defaults; `seeds` restricts the
+    measurement to some of the study's seeds (all of them by default).
+    """
+
+    split: Literal["train", "test"] = "train"
+    examples: Count | None = None
+    chunk: Count = 1000
+    batch_norm: Annotated[list[Policy], pydantic.Field(min_length=1)] = ["running"]
+    metrics: list[Spec] | Literal["all"] = []
+    seed: Seed = 0
+    seeds: list[Seed] | None = None
+
+    @property
+    def specs(self) -> list[Spec]:
+        """The metrics, one by one."""
+        return list(registry.metrics) if self.metrics == "all" else list(self.metrics)
+
+
+class Line(Strict):
+    """f((1 − α) start + α end) between the smallest and the largest value of a swept key.
+
+    `where` picks the runs by their other swept keys, if there are several of one seed.
+    """
+
+    key: str = "train.batch_size"
+    seed: Seed = 0
+    points: Annotated[int, pydantic.Field(ge=2)] = 25
+    alpha: Annotated[list[Finite], pydantic.Field(min_length=2, max_length=2)] = [-1.0, 2.0]
+    where: dict[str, Any] = {}
+    batch_norm: Literal["batch", "recalibrated"] = "recalibrated"
+    chunk: Count = 1000
+
+
+class Landscape(Strict):
+    """One landscape."""
+
+    line: Line
+
+
+class Config(Strict):
+    """A study, as written; `cells` gives its runs."""
+
+    study: Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    plugins: list[str] = []
+    dataset: dict[str, Any]
+    model: dict[str, Any]
+    train: Train
+    seeds: Count | Annotated[list[Seed], pydantic.Field(min_length=1)] = 1
+    sweep: dict[str, Values] | list[dict[str, Any]] = {}
+    measure: Measure | list[Measure] = Measure()
+    landscape: list[Landscape] = []
+    figures: list[Spec] | None = None
+
+    @property
+    def seed_list(self) -> list[int]:
+        """The seeds, as a list."""
+        return list(range(self.seeds)) if isinstance(self.seeds, int) else list(self.seeds)
+
+    @property
+    def measures(self) -> list[Measure]:
+        """The measure blocks, one or more."""
+        return [self.measure] if isinstance(self.measure, Measure) else list(self.measure)
+
+    @property
+    def swept_keys(self) -> list[str]:
+        """Dotted names of what varies between runs, `train.batch_size` always first."""
+        rows = [self.sweep] if isinstance(self.sweep, dict) else self.sweep
+        keys = dict.fromkeys(key for row in rows for key in row)
+        return ["train.batch_size", *(key for key in keys if key != "train.batch_size")]
+
+    def settings(self) -> list[dict[str, Any]]:
+        """What each cell of the sweep sets, by dotted key."""
+        if isinstance(self.sweep, list):
+            return [dict(row) for row in self.sweep] or [{}]
+        return [
+            dict(zip(self.sweep, values, strict=True))
+            for values in itertools.product(*self.sweep.values())
+        ]

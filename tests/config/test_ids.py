@@ -1,0 +1,102 @@
+"""Ids: what they depend on, and what they do not."""
+
+import textwrap
+
+import pytest
+from config.given import cells, plugin
+from runs.studies import LINEAR, NORM
+
+
+def ids(tmp_path, *overrides, **changes):
+    return [run.id for run in cells(tmp_path, *overrides, **changes)]
+
+
+def test_ids_do_not_depend_on_what_is_left_out(tmp_path):
+    spelled = (
+        "dataset.label_noise=0", "dataset.hidden=32", "model.batch_norm=false", "train.stop={}",
+        "train.loss=cross_entropy", "train.drop_last=false", "train.optimizer.b1=9e-1",
+        "train.stop.improvement=0", "train.eval_every=null", "seeds=[0, 1]",
+    )  # fmt: skip
+    assert ids(tmp_path, *spelled) == ids(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "study=other", "figures=[line]", "measure.metrics=[hessian_top_eigenvalues]",
+        "measure.chunk=10", "landscape=[{line: {}}]", "figures=null",
+    ],
+)  # fmt: skip
+def test_ids_do_not_depend_on_what_is_measured(tmp_path, override):
+    assert ids(tmp_path, override) == ids(tmp_path)
+
+
+def test_ids_do_not_depend_on_where_data_lie(tmp_path):
+    found = [
+        ids(tmp_path, f"dataset={{name: mnist{where}}}")
+        for where in ("", ", data_dir: /a", ", data_dir: /b")
+    ]
+    assert found[0] == found[1] == found[2]
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "dataset.label_noise=0.1", "dataset.data_seed=1", "model.width=9", "model.batch_norm=true",
+        "train.epochs=4", "train.optimizer.learning_rate=0.02", "train.optimizer.name=adamw",
+        "train.loss=squared_error", "train.drop_last=true", "train.stop.patience=3",
+        "train.eval_every=2", "seeds=[2, 3]", "sweep={train.batch_size: [7, 39]}",
+    ],
+)  # fmt: skip
+def test_ids_depend_on_everything_that_shapes_the_record(tmp_path, override):
+    assert not set(ids(tmp_path, override)) & set(ids(tmp_path))
+
+
+def test_ids_differ_between_seeds_and_settings(tmp_path):
+    assert len(set(ids(tmp_path))) == 4
+
+
+def test_a_plugin_that_only_adds_a_metric_changes_no_id(tmp_path):
+    names = [plugin(tmp_path, NORM)]
+    assert ids(tmp_path, plugins=names) == ids(tmp_path)
+    plugin(tmp_path, NORM.replace("norm**power", "2 * norm**power"))
+    assert ids(tmp_path, plugins=names) == ids(tmp_path)
+
+
+def test_ids_follow_the_code_of_the_plugin_that_registers_the_model(tmp_path):
+    study = {"plugins": [plugin(tmp_path, LINEAR)], "model": {"name": "linear"}}
+    first = ids(tmp_path, **study)
+    assert ids(tmp_path, **study) == first
+
+    plugin(tmp_path, LINEAR.replace('"""A linear network."""', '"""Other words."""  # And more.'))
+    assert ids(tmp_path, **study) == first, "words are not code"
+
+    plugin(tmp_path, LINEAR.replace("size**0.5", "size**0.4"))
+    assert not set(ids(tmp_path, **study)) & set(first)
+
+    # The same plugin beside another model is not part of that model's runs.
+    assert ids(tmp_path, plugins=study["plugins"]) == ids(tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["dataset", "optimizer"])
+def test_ids_follow_plugins_of_data_and_optimizers(tmp_path, kind):
+    texts = {
+        "dataset": """
+            import sharpflat as sf
+            @sf.dataset
+            def mine(*, size: sf.Count = 3):
+                return None
+        """,
+        "optimizer": """
+            import optax, sharpflat as sf
+            @sf.optimizer
+            def mine(*, learning_rate: sf.Positive = 0.1):
+                return optax.sgd(learning_rate)
+        """,
+    }
+    text = textwrap.dedent(texts[kind])
+    key = {"dataset": "dataset", "optimizer": "train.optimizer"}[kind]
+    names = [plugin(tmp_path, text)]
+    first = ids(tmp_path, f"{key}={{name: mine}}", plugins=names)
+    plugin(tmp_path, text + "\nSOMETHING = 1\n")
+    assert not set(ids(tmp_path, f"{key}={{name: mine}}", plugins=names)) & set(first)

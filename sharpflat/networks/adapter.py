@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import nnx
+from flax.errors import InvalidRngError
 
 from sharpflat.registry import InputError
 
@@ -76,7 +77,8 @@ class Model:
 
         Without `flags` the module's signature decides: `batch_statistics`, `dropout`,
         `use_running_average`, `deterministic` are understood one by one; a single `train` or
-        `training` is refused where the two flags differ and the module has batch norm.
+        `training` of a module with batch norm is refused where the two differ, unless nothing is
+        dropped. What is dropped asks for a key, and none is there while `dropout` is off.
         """
         return LinenModel(module, flags)
 
@@ -113,12 +115,14 @@ class LinenModel(Model):
         flags = self._flags(batch_statistics, dropout, model_state)
         rngs = {"dropout": key} if dropout and key is not None else None
         variables = {"params": params, **model_state}
-        if not (batch_statistics and model_state):
-            return self.module.apply(variables, inputs, rngs=rngs, **flags), model_state
-        outputs, updated = self.module.apply(
-            variables, inputs, rngs=rngs, mutable=list(model_state), **flags
-        )
-        return outputs, {**model_state, **updated}
+        updated = list(model_state) if batch_statistics else []
+        try:
+            outputs, new = self.module.apply(variables, inputs, rngs=rngs, mutable=updated, **flags)
+        except InvalidRngError:
+            if dropout:
+                raise
+            raise self._inseparable(batch_statistics, dropout) from None
+        return outputs, {**model_state, **new} if updated else model_state
 
     def _flags(self, batch_statistics: bool, dropout: bool, model_state: Any) -> dict[str, Any]:
         if self.flags is not None:
@@ -131,16 +135,25 @@ class LinenModel(Model):
         }
         names = inspect.signature(type(self.module).__call__).parameters
         flags = {name: value for name, value in known.items() if name in names}
-        for single in ("train", "training"):
-            if single in names:
-                if batch_statistics != dropout and model_state:
-                    raise InputError(
-                        f"{type(self.module).__name__}: its one flag {single!r} cannot separate "
-                        f"batch statistics ({batch_statistics}) from dropout ({dropout}); "
-                        f"say how it maps: Model.from_linen(module, flags=...)"
-                    )
-                flags[single] = batch_statistics if model_state else dropout
+        if single := self._single():
+            if dropout and not batch_statistics and model_state:
+                raise self._inseparable(batch_statistics, dropout)
+            flags[single] = batch_statistics if model_state else dropout
         return flags
+
+    def _single(self) -> str | None:
+        names = inspect.signature(type(self.module).__call__).parameters
+        return next((name for name in ("train", "training") if name in names), None)
+
+    def _inseparable(self, batch_statistics: bool, dropout: bool) -> InputError:
+        single = None if self.flags else self._single()
+        flag = f"one flag {single!r}" if single else "flags"
+        return InputError(
+            f"{type(self.module).__name__}: its {flag} cannot separate batch statistics "
+            f"({batch_statistics}) from dropout ({dropout}); give it a flag for each, and say how "
+            f"they map: Model.from_linen(module, flags=lambda batch_statistics, dropout: "
+            f'{{"train": batch_statistics, "drop": dropout}})'
+        )
 
 
 @dataclass(frozen=True)

@@ -149,3 +149,42 @@ def test_equal_models_are_equal():
 def test_what_is_no_model_is_refused():
     with pytest.raises(sf.InputError, match=r"got function.*Model\.from_functions"):
         sf.Model.of(lambda x: x)
+
+
+class Undropped(nn.Module):
+    """One flag, batch norm, and nothing that drops."""
+
+    rate: float | None = None
+
+    @nn.compact
+    def __call__(self, x, training: bool):
+        x = nn.BatchNorm(use_running_average=not training)(nn.Dense(8)(x))
+        if self.rate is not None:
+            x = nn.Dropout(self.rate, deterministic=not training)(x)
+        return nn.Dense(3)(nn.relu(x))
+
+
+@pytest.mark.parametrize("rate", [None, 0.0])
+@pytest.mark.parametrize("policy", ["batch", "recalibrated"])
+def test_one_flag_is_enough_where_nothing_is_dropped(rate, policy, data):
+    params, state = sf.Model.of(Undropped(rate)).init(jax.random.key(0), data.inputs)
+    one = sf.Objective.from_model(Undropped(rate), params, state, data, batch_norm=policy)
+    both = sf.Objective.from_model(Separate(), params, state, data, batch_norm=policy)
+    np.testing.assert_allclose(one.loss(params), both.loss(params), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "flags", [None, lambda batch_statistics, _: {"training": batch_statistics}]
+)
+def test_flags_that_drop_against_what_is_asked_are_refused_with_an_example(flags, data):
+    model = sf.Model.from_linen(Undropped(0.5), flags)
+    params, state = model.init(jax.random.key(0), data.inputs)
+    with pytest.raises(sf.InputError, match=r"Undropped: its .* cannot .*flags=lambda batch_stat"):
+        sf.Objective.from_model(model, params, state, data, batch_norm="recalibrated")
+
+
+def test_one_flag_cannot_drop_without_batch_statistics(data):
+    model = sf.Model.of(Undropped())
+    params, state = model.init(jax.random.key(0), data.inputs)
+    with pytest.raises(sf.InputError, match="'training' cannot separate"):
+        model.apply(params, state, data.inputs, batch_statistics=False, dropout=True, key=None)

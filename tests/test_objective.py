@@ -272,3 +272,99 @@ def test_objectives_are_made_inside_compiled_programs(data):
         return objective.loss(objective.params)
 
     np.testing.assert_allclose(loss(data[1]), made(data).loss(made(data).params), rtol=1e-6)
+
+
+def errors(weights, batch):
+    return (batch.inputs @ weights - batch.labels) ** 2
+
+
+def normalised(weights, batch):
+    return jnp.mean(errors(weights, sf.Batch(batch.inputs - batch.inputs.mean(0, keepdims=True), batch.labels)))
+
+
+def squares(loss, data, **kwargs):
+    return sf.Objective.from_function(loss, 2 * jnp.ones(5), (data[0] + 1, data[1]), **kwargs)
+
+
+@pytest.mark.parametrize("chunk", [4, 5, None])
+def test_a_sum_over_the_batch_is_refused(data, chunk):
+    """Its numbers would depend on the chunk."""
+    with pytest.raises(sf.InputError, match="loss: expected the mean over the batch, got a sum: "):
+        squares(lambda w, batch: jnp.sum(errors(w, batch)), data, chunk=chunk)
+
+
+@pytest.mark.parametrize("loss", [lambda w, b: errors(w, b).sum() + 50 * w @ w, normalised])
+def test_what_else_is_no_mean_is_told_of(data, loss):
+    with pytest.warns(UserWarning, match="loss: is no mean over the batch"):
+        squares(loss, (data[0].at[:6].add(3), data[1]))
+
+
+def test_means_with_a_penalty_and_losses_of_all_their_examples_are_none_of_it(data):
+    squares(lambda w, batch: jnp.mean(errors(w, batch)) + 10 * w @ w, data)
+    squares(lambda w, batch: jnp.arange(N) @ errors(w, batch) / N, data)
+
+    @jax.jit
+    def summed(inputs):
+        loss = squares(lambda w, batch: jnp.sum(errors(w, batch)), (inputs, data[1]))
+        return loss.loss(loss.params)
+
+    assert jnp.isfinite(summed(data[0])), "without numbers nothing can be compared"
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("part", ["inputs", "labels"])
+def test_data_that_are_not_finite_are_refused(data, part, value):
+    inputs, labels = np.array(data[0]), np.zeros(N, np.float32)
+    {"inputs": inputs, "labels": labels}[part][[3, 7]] = value
+    message = f"data: {part} hold numbers that are not finite, in 2 of 12 examples, .* example 3"
+    for make in (made, lambda data, **_: squares(loss_of_nothing, data)):
+        with pytest.raises(sf.InputError, match=message):
+            make((inputs, labels), loss="squared_error")
+
+
+@pytest.mark.parametrize("kind", [int, bool])
+def test_a_loss_of_whole_numbers_is_refused(data, kind):
+    with pytest.raises(
+        sf.InputError, match=f"loss: expected floating-point numbers, got {kind.__name__}"
+    ):
+        squares(lambda w, batch: jnp.sum(w).astype(kind), data)
+    with pytest.raises(sf.InputError, match="loss: expected floating-point"):
+        made(data, loss=lambda outputs, labels: outputs.argmax(axis=1) != labels)
+
+
+STATISTICS = "batch_stats/BatchNorm_0/mean"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda p, s: ({"params": p}, s), "params: got 'params/.*; expected 'BatchNorm_0/bias'"),
+        (lambda p, s: (p["Dense_0"], s), "params: got 'bias', 'kernel'; expected 'BatchNorm_0/b"),
+        (lambda p, s: (p["Dense_0"]["bias"], s), "params: got one array; expected"),
+        (
+            lambda p, s: ({**p, "Dense_0": p["Dense_1"]}, s),
+            r"params: 'Dense_0/bias' has shape \(3,\); expected \(4,\), as the model has it",
+        ),
+        (lambda p, s: (p, None), f"model_state: got nothing; expected '{STATISTICS}'"),
+        (
+            lambda p, s: (p, s["batch_stats"]),
+            f"model_state: got 'BatchNorm_0/mean', .*; expected '{STATISTICS}'",
+        ),
+    ],
+)
+def test_parameters_and_states_of_another_model_are_named(data, change, message):
+    model = sf.Model.of(network(batch_norm=True))
+    with pytest.raises(sf.InputError, match=message):
+        sf.Objective.from_model(model, *change(*model.init(jax.random.key(1), data[0])), data)
+
+
+class Uninitialised(sf.Model):
+    def apply(self, params, model_state, inputs, *, key=None, **flags):
+        return network().apply({"params": params}, inputs, **flags), model_state
+
+
+def test_parameters_that_do_not_fit_a_model_without_a_start(data):
+    with pytest.raises(
+        sf.InputError, match="params or model_state: do not fit the model: .*kernel"
+    ):
+        sf.Objective.from_model(Uninitialised(), {"w": jnp.ones(3)}, None, data)

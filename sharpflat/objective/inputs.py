@@ -2,22 +2,34 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sharpflat import trees
 from sharpflat.batch import Batch
 from sharpflat.networks.adapter import has_batch_norm
 from sharpflat.objective import derivatives
+from sharpflat.objective.fit import output_shapes
 from sharpflat.objective.layers import name_of
 from sharpflat.objective.losses import cross_entropy, squared_error
 from sharpflat.registry import InputError
 
 if TYPE_CHECKING:
     from sharpflat.objective.objective import Objective
+
+MOST_COMPARED = 64
+"""Examples of which a plain loss is computed to see that it is a mean."""
+TOLERANCE = 0.02
+"""By which a mean may differ from that of its halves, relatively: in bfloat16 too."""
+ROUNDING = 1e-5
+"""Losses below are not compared: where all is fitted they are rounding."""
 
 
 def checked_params(params: Any) -> Any:
@@ -43,7 +55,8 @@ def checked_data(data: Any) -> Batch:
     """Inputs and labels as arrays.
 
     Raises:
-        InputError: no pair of arrays, no examples, or not as many labels as inputs.
+        InputError: no pair of arrays, no examples, not as many labels as inputs, or numbers that
+            are not finite.
     """
     if not isinstance(data, tuple | list) or len(data) != 2:
         raise InputError(f"data: expected a pair (inputs, labels), got {_said(data)}")
@@ -55,6 +68,8 @@ def checked_data(data: Any) -> Batch:
         raise InputError("data: the data set is empty")
     if labels.ndim == 0 or len(labels) != len(inputs):
         raise InputError(f"data: {len(inputs)} inputs but labels of shape {labels.shape}")
+    _check_finite("inputs", inputs)
+    _check_finite("labels", labels)
     return Batch(inputs, labels)
 
 
@@ -85,11 +100,12 @@ def check_divides(policy: str | None, model_state: Any, size: int, chunk: int) -
 
 
 def check_loss(objective: Objective) -> None:
-    """Refuse a loss that does not give what it should, without computing it.
+    """Refuse a loss that does not give what it should; only a plain one is computed, of a few.
 
     Raises:
-        InputError: a plain loss that is no scalar; labels that are not those of the outputs; a
-            loss an example that is none.
+        InputError: a plain loss that is no scalar, or a sum over the batch; parameters or a state
+            that are not the model's; labels that are not those of the outputs; a loss an example
+            that is none; one that is no floating-point number.
     """
     if not callable(objective.function):
         raise InputError(f"loss: expected a function, got {objective.function!r}")
@@ -97,8 +113,9 @@ def check_loss(objective: Objective) -> None:
         chunk = objective.data.first(objective.chunk)
         loss = jax.eval_shape(objective.function, objective.params, chunk)
         _expect("a scalar, the mean over the batch", (), loss)
+        _check_mean(objective)
         return
-    outputs = jax.eval_shape(derivatives.outputs, objective, objective.params)
+    outputs = output_shapes(objective)
     if objective.function in (cross_entropy, squared_error):
         _check_labels(objective.function, outputs, objective.data.labels)
     losses = jax.eval_shape(derivatives.losses, objective, objective.params)
@@ -117,6 +134,52 @@ def _expect(what: str, shape: tuple[int, ...], loss: Any) -> None:
     if found != shape:
         got = type(loss).__name__ if found is None else f"shape {found}"
         raise InputError(f"loss: expected {what}, got {got}")
+    if not jnp.issubdtype(loss.dtype, jnp.floating):
+        raise InputError(f"loss: expected floating-point numbers, got {loss.dtype}")
+
+
+def _check_finite(name: str, numbers: jax.Array) -> None:
+    finite = trees.all_finite(numbers)
+    if isinstance(finite, jax.core.Tracer) or finite:
+        return
+    rows = np.isfinite(np.asarray(numbers)).reshape(len(numbers), -1).all(axis=1)
+    first, count = int(np.argmin(rows)), int((~rows).sum())
+    raise InputError(
+        f"data: {name} hold numbers that are not finite, in {count} of {len(rows)} examples, "
+        f"the first of them example {first}"
+    )
+
+
+def _check_mean(objective: Objective) -> None:
+    """Refuse a sum over the batch, and warn of what else is no mean: L would depend on `chunk`.
+
+    The mean over some examples is the mean of the means over their halves.
+    """
+    half = min(objective.chunk, MOST_COMPARED) // 2
+    few = objective.data.first(2 * half)
+    try:
+        losses = _whole_and_halves(objective.function, objective.params, few) if half else ()
+    except Exception:
+        return  # a loss that is written for all the examples takes no part of them
+    if not losses or isinstance(losses[0], jax.core.Tracer):
+        return
+    whole, left, right = map(float, losses)
+    mean, scale = (left + right) / 2, max(map(abs, (whole, left, right)))
+    if not ROUNDING < scale < math.inf or abs(whole - mean) <= TOLERANCE * scale:
+        return
+    said = f"{2 * half} examples give {whole:.6g}, their two halves {left:.6g} and {right:.6g}"
+    if abs(whole - 2 * mean) <= TOLERANCE * scale:
+        raise InputError(f"loss: expected the mean over the batch, got a sum: {said}")
+    warnings.warn(
+        f"loss: is no mean over the batch, so that numbers depend on chunk: {said}", stacklevel=4
+    )
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _whole_and_halves(function: Callable[..., jax.Array], params: Any, few: Batch) -> Any:
+    half = few.size // 2
+    parts = few, few.first(half), jax.tree.map(lambda leaf: leaf[half:], few)
+    return [function(params, part) for part in parts]
 
 
 def _check_labels(function: Any, outputs: Any, labels: jax.Array) -> None:

@@ -246,7 +246,7 @@ def _caption(study: StudyRecords, rows: list[dict[str, Any]], several: bool) -> 
             " single seeds."
             if max(counts) > 1
             else "",
-            "What has one batch size stands side by side, shifted from it." if several else "",
+            "Settings of one batch size are drawn side by side." if several else "",
             "On log axes the mean is geometric and the interval that of the logarithms."
             if max(counts) > 1 and geometric
             else "",

@@ -27,25 +27,45 @@ class Cell(NamedTuple):
 
 
 class Setting(NamedTuple):
-    """One cell of the sweep: its swept values, its seeds, and a `Cell` a quantity."""
+    """One cell of the sweep.
+
+    Attributes:
+        swept: its swept values.
+        seeds: of its finished runs.
+        cells: a `Cell` a quantity that at least one of them has.
+        lost: in how many of them a measurement gave no number, where it did in any.
+    """
 
     swept: dict[str, Any]
     seeds: tuple[int, ...]
     cells: dict[str, Cell]
+    lost: dict[str, int]
 
 
 def summarise(rows: Sequence[dict[str, Any]]) -> list[Setting]:
-    """The settings of a table, with every quantity that at least one finished run has."""
+    """The settings of a table, with every quantity that was measured in a finished run."""
     keys, columns = swept_keys(rows), measurement_columns(rows)
-    quantities = ("generalization_gap", *columns, "test_accuracy", "train_accuracy", "train_loss")
     settings = []
     for swept in _distinct([{key: row[key] for key in keys} for row in rows]):
         group = [row for row in rows if {key: row[key] for key in keys} == swept]
         finished = [row for row in group if row["status"] == "finished"]
-        cells = {name: _cell(finished, name) for name in quantities}
+        cells = {name: _cell(finished, name) for name in quantities(rows)}
         known = {name: cell for name, cell in cells.items() if cell is not None}
-        settings.append(Setting(swept, tuple(row["seed"] for row in finished), known))
+        lost = {name: sum(without_number(row, name) for row in finished) for name in columns}
+        lost = {name: count for name, count in lost.items() if count}
+        settings.append(Setting(swept, tuple(row["seed"] for row in finished), known, lost))
     return settings
+
+
+def quantities(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """The quantities a table is summarised by, gap and measurements first."""
+    accuracies = ("test_accuracy", "train_accuracy", "train_loss")
+    return ["generalization_gap", *measurement_columns(rows), *accuracies]
+
+
+def without_number(row: dict[str, Any], column: str) -> bool:
+    """Whether a measurement was made and gave no number."""
+    return row[column] is None and row[f"{column}_converged"] is not None
 
 
 def paired(

@@ -16,6 +16,7 @@ from sharpflat.runs.requests import Request
 
 FINALS = ("train_accuracy", "test_accuracy", "train_loss", "test_loss", "generalization_gap")
 SUFFIXES = ("", "_standard_error", "_converged", "_batch_norm")
+ANEW = "`sharpflat measure` writes it anew from the runs' records"
 
 
 def column_names(asked: Sequence[Request]) -> list[str]:
@@ -77,15 +78,21 @@ def read_table(path: Path) -> list[dict[str, Any]]:
     """The rows of a `table.csv`, numbers as numbers and empty fields as None.
 
     Raises:
-        InputError: the file is not there.
+        InputError: the file is not there, or damaged.
     """
     if not path.exists():
         raise InputError(f"{path}: no such table")
-    with path.open(newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        header, *lines = list(csv.reader(file)) or [[]]
+    if not lines or not {"run", "seed", "status", *FINALS} <= set(header):
+        raise InputError(f"{path}: is damaged: it is cut off, or no study's table; {ANEW}")
+    for number, line in enumerate(lines, start=2):
+        if len(line) != len(header):
+            found = f"row {number} has {len(line)} fields, not {len(header)}"
+            raise InputError(f"{path}: is damaged: {found}; {ANEW}")
     return [
-        {key: value if key in ("run", "status") else _value(value) for key, value in row.items()}
-        for row in rows
+        {key: text if key in ("run", "status") else _value(text) for key, text in pairs}
+        for pairs in (zip(header, line, strict=True) for line in lines)
     ]
 
 

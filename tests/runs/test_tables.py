@@ -7,6 +7,7 @@ import yaml
 from runs.studies import content
 
 from sharpflat import config as configs
+from sharpflat.registry import InputError
 from sharpflat.runs.requests import requests
 from sharpflat.runs.summary import large_batch_gap, paired, summarise
 from sharpflat.runs.table import (
@@ -89,6 +90,23 @@ def test_tables_come_back_as_they_were(tmp_path):
     assert measurement_columns(back) == ["sharpness[rho=0.1,kind=a]"]
 
 
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda text: text[: text.rindex(",0.1")], "row 3 has"),
+        (lambda text: text.partition("\n")[0], "it is cut off"),
+        (lambda text: "", "it is cut off"),
+    ],
+)
+def test_a_damaged_table_is_refused(tmp_path, damage, words):
+    path = tmp_path / "table.csv"
+    write_table(path, [row(8, 0, 0.5), row(40, 0, 0.6)])
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(InputError, match=words) as error:
+        read_table(path)
+    assert str(path) in str(error.value)
+
+
 def test_the_large_batch_gap_is_paired_by_seed():
     rows = [
         row(8, 0, 0.90), row(8, 1, 0.80), row(8, 2, 0.70), row(8, 3, 0.1),
@@ -133,6 +151,13 @@ def test_settings_are_summarised_over_finished_seeds():
     assert small.cells["test_accuracy"].interval.mean == pytest.approx(0.8)
     assert small.cells["test_accuracy"].converged is None
     assert "sharpness[rho=0.1,kind=a]" not in large.cells
+    assert (small.lost, large.lost) == ({}, {})
+
+
+def test_measurements_without_a_number_are_counted():
+    rows = [row(8, seed, 0.9, sharpness=None, converged=False) for seed in range(3)]
+    (setting,) = summarise(rows)
+    assert setting.lost == {"sharpness[rho=0.1,kind=a]": 3}
 
 
 def test_the_quickstart_has_names_that_are_short():

@@ -5,13 +5,9 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Collection
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
-COMPILE_SECONDS = 3
-"""Of one measure of a small network on two cores."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
@@ -43,7 +39,8 @@ def run(
 
     study = runs.load_config(config, overrides or [], plugin or [])
     if dry_run:
-        _print_plan(study, runs.plan(study, root))
+        for line in report.plan_lines(study, runs.plan(study, root)):
+            print(line)
         return
     with shown() as reporter:
         done = runs.run(study, root, reporter)
@@ -121,7 +118,7 @@ def audit(
     plugin: Plugins = None,
 ) -> None:
     """Tell which measures are fooled by changes that leave a run's network as it is."""
-    from sharpflat import registry, runs
+    from sharpflat import registry, report, runs
     from sharpflat.audit import invariance_table, planned, precision_table
     from sharpflat.runs.build import resident
     from sharpflat.runs.progress import shown
@@ -139,29 +136,10 @@ def audit(
     inputs = {name: read(record) for name, read in HANDED_OVER.items()}
     with shown() as reporter:
         say, seed = reporter.say, record.seed
-        say(_effort(record, objective, planned(objective, metric, inputs, precision)))
+        say(report.effort(record, objective, planned(objective, metric, inputs, precision)))
         print(invariance_table(objective, metric, seed=seed, say=say, **inputs))
         if precision:
             print("\n", precision_table(objective, metric, seed=seed, say=say, **inputs), sep="")
-
-
-def _effort(record: Any, objective: Any, asked: list[tuple[str, dict[str, Any]]]) -> str:
-    """How many measurements an audit makes, and about how long that takes."""
-    from sharpflat.runs.cost import costs_of
-    from sharpflat.runs.requests import Request
-
-    size, chunk = objective.data.size, objective.chunk
-    requests = [
-        Request(name, arguments, "train", size, chunk, objective.batch_norm, 0, None)
-        for name, arguments in asked
-    ]
-    costs = costs_of(record.config, [(request, 1) for request in requests])
-    minutes = sum(cost.seconds or 0 for cost in costs) / 60
-    compiling = COMPILE_SECONDS * len({request.metric for request in requests}) / 60
-    return (
-        f"{len(asked)} measurements on {size} examples, about {minutes:.1f} min (gradients by what "
-        f"each declares; one timed now), and the first time {compiling:.1f} min or more to compile"
-    )
 
 
 def _meant(start: str, ids: Collection[str], root: str) -> str:
@@ -182,10 +160,11 @@ def show(
     study: Annotated[str | None, typer.Argument(help="A study's name.", metavar="[STUDY]")] = None,
     root: Root = "results",
 ) -> None:
-    """The table of a study's finished runs, gap and sharpness first."""
+    """The table of a study's finished runs, gap and sharpness first; how far it has come."""
     from sharpflat.registry import InputError
+    from sharpflat.report import begun_studies
 
-    studies = sorted(path.parent.name for path in Path(root).glob("studies/*/table.csv"))
+    studies = begun_studies(root)
     if study is None and not studies:
         raise InputError(f"{root}: holds no studies yet; sharpflat run configs/quickstart.yaml")
     for name in studies if study is None else [study]:
@@ -199,7 +178,7 @@ KINDS = ("metrics", "models", "datasets", "optimizers", "schedules", "figures", 
 def list_entries(
     kind: Annotated[str, typer.Argument(help=" | ".join(KINDS), metavar="KIND")],
     name: Annotated[
-        str | None, typer.Argument(help="One entry, in full.", metavar="[NAME]")
+        str | None, typer.Argument(help="One entry, in full; of config a key.", metavar="[NAME]")
     ] = None,
     plugin: Plugins = None,
 ) -> None:
@@ -210,7 +189,8 @@ def list_entries(
     if kind not in KINDS:
         raise registry.InputError(f"list: unknown kind {kind!r}{registry.closest(kind, KINDS)}")
     if kind == "config":
-        print(json.dumps(Config.model_json_schema(), indent=2))
+        schema = Config.model_json_schema()
+        print(json.dumps(schema if name is None else _schema_of(schema, name), indent=2))
         return
     from sharpflat.runs.setup import fill_registries
 
@@ -226,6 +206,37 @@ def list_entries(
         print(f"{entry:{width}}  {entries[entry].summary}")
 
 
+def _schema_of(schema: dict[str, Any], name: str) -> dict[str, Any]:
+    """The part of the config's schema at a dotted key, with the definitions that it refers to."""
+    from sharpflat.registry import InputError, closest
+
+    part, defs = schema, schema["$defs"]
+    for key in name.split("."):
+        fields = _fields(part, defs)
+        if key not in fields:
+            raise InputError(f"list config: unknown key {key!r}{closest(key, fields)}")
+        part = dict(fields[key])
+    if "$ref" in part:
+        part |= defs[part.pop("$ref").rpartition("/")[2]]
+    needed = _referred(part, defs)
+    return {**part, "$defs": {key: defs[key] for key in sorted(needed)}} if needed else part
+
+
+def _fields(part: dict[str, Any], defs: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a mapping, of a list's elements, of whichever a union allows."""
+    fields = dict(part.get("properties", {}))
+    referred = [defs[part["$ref"].rpartition("/")[2]]] if "$ref" in part else []
+    elements = [part["items"]] if "items" in part else []
+    for inner in (*referred, *part.get("anyOf", ()), *elements):
+        fields |= _fields(inner, defs)
+    return fields
+
+
+def _referred(part: dict[str, Any], defs: dict[str, Any]) -> set[str]:
+    names = {name for name in defs if f'"#/$defs/{name}"' in json.dumps(part)}
+    return names.union(*(_referred(defs[name], defs) for name in names))
+
+
 def _show(root: str, study: str) -> None:
     from rich.console import Console
 
@@ -234,45 +245,7 @@ def _show(root: str, study: str) -> None:
     console = Console(highlight=False, markup=False)
     if not console.is_terminal:
         console.width = max(console.width, 110)
-    console.print(study_table(root, study))
-
-
-def _print_plan(study: Any, plan: list[Any]) -> None:
-    from sharpflat import runs
-    from sharpflat.runs.cost import trainings_seconds
-    from sharpflat.runs.requests import left_out, requests
-
-    for row in plan:
-        settings = " ".join(f"{key}={value}" for key, value in row.run.swept.items())
-        print(f"{row.run.id}  {settings}  {row.status}, {len(row.todo)} measurements to make")
-    for line in left_out(requests(study), [row.run for row in plan]):
-        print(line)
-    trainings = sum(row.to_train for row in plan)
-    if trainings:
-        seconds, unknown = trainings_seconds(plan)
-        beside = f", beside {unknown} that could not be timed" if unknown else ""
-        minutes = f"{seconds / 60:.1f} min if none stops early"
-        print(f"\n{trainings} trainings, their updates about {minutes}{beside}")
-    if any(row.todo for row in plan):
-        _print_costs(runs.costs(study, plan))
-
-
-def _print_costs(costs: list[Any]) -> None:
-    print("\nabout what is to be measured, each measure alone, without compiling")
-    print("(gradients over its examples; one was timed just now):")
-    settings = {cost.request.setting for cost in costs}
-    labels = [cost.request.label + cost.request.where * (len(settings) > 1) for cost in costs]
-    width = max(map(len, labels))
-    print(f"{'measure':{width}}  gradients      a run  runs")
-    for label, cost in zip(labels, costs, strict=True):
-        gradients = "?" if cost.gradients is None else f"{cost.gradients:.0f}"
-        seconds = "?" if cost.seconds is None else f"{cost.seconds / cost.runs:.1f} s"
-        shown = f"{gradients:>9} {seconds:>10}"
-        print(f"{label:{width}}  {shown}  {cost.runs:4}")
-    minutes = sum(cost.seconds or 0 for cost in costs) / 60
-    silent = sum(cost.seconds is None for cost in costs)
-    beside = f", beside {silent} that are not known" if silent else ""
-    print(f"{'the sum':{width}}  about {minutes:.1f} min{beside}")
+    console.print(study_table(root, study, console.width))
 
 
 def _exit_with(failures: list[str]) -> None:

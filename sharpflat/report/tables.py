@@ -7,70 +7,50 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
-from sharpflat import statistics
 from sharpflat.config import read_yaml
 from sharpflat.registry import metrics
 from sharpflat.report.figures import note
+from sharpflat.report.layout import arranged
+from sharpflat.report.names import setting_text
+from sharpflat.report.state import begun_study, state, state_without_table
 from sharpflat.runs import study_folder
-from sharpflat.runs.summary import Cell, Setting, large_batch_gap, summarise
+from sharpflat.runs.summary import (
+    Setting,
+    large_batch_gap,
+    quantities,
+    summarise,
+    without_number,
+)
 from sharpflat.runs.table import measurement_columns, read_table
 from sharpflat.statistics import Interval
 
-PERCENT = ("generalization_gap", "test_accuracy", "train_accuracy")
 
+def study_table(root: str | Path, study: str, width: int = 110) -> Group:
+    """What `sharpflat show` prints: a column a setting, or a row where columns do not fit.
 
-def study_table(root: str | Path, study: str) -> Group:
-    """What `sharpflat show` prints.
+    Args:
+        root: folder of all results.
+        study: its name.
+        width: characters a line.
 
     Raises:
-        InputError: no such study.
+        InputError: no such study, or its table is damaged.
     """
-    rows = read_table(study_folder(root, study) / "table.csv")
+    folder = begun_study(root, study)
+    if not (folder / "table.csv").exists():
+        return Group(*map(Text, state_without_table(folder)))
+    rows = read_table(folder / "table.csv")
     settings = summarise(rows)
-    table = Table(title=study, title_justify="left", header_style="bold")
-    table.add_column("quantity", overflow="fold")
-    for setting in settings:
-        text = ", ".join(f"{k.rpartition('.')[2]}={v}" for k, v in setting.swept.items())
-        table.add_column(f"{text}\n({len(setting.seeds)} seeds)", justify="right")
-    compared = len(settings) == 2
-    if compared:
-        table.add_column("intervals")
-    for name in _quantities(settings):
-        cells = [setting.cells.get(name) for setting in settings]
-        label = f"{name} (%)" if name in PERCENT else name
-        shown = [_cell_text(name, cell) for cell in cells]
-        table.add_row(label, *shown, *([_compared(cells)] if compared else []))
+    shown = [
+        name for name in quantities(rows)
+        if any(name in setting.cells or name in setting.lost for setting in settings)
+    ]  # fmt: skip
+    table = arranged(study, settings, shown, width)
     data = note(root, study)
     notes = [*_notes(rows, settings), *_asked(root, study), *([f"data: {data}"] if data else [])]
-    return Group(table, *[Text(line) for line in notes])
-
-
-def _quantities(settings: Sequence[Setting]) -> list[str]:
-    return list(dict.fromkeys(name for setting in settings for name in setting.cells))
-
-
-def _cell_text(name: str, cell: Cell | None) -> str:
-    if cell is None:
-        return ""
-    factor = 100 if name in PERCENT else 1
-    mean, sd, low, high = (factor * number for number in cell.interval[:4])
-    text = f"{mean:.4g} ± {sd:.2g}" if len(cell.values) > 1 else f"{mean:.4g}"
-    lines = [text]
-    if len(cell.values) > 1:
-        lines.append(f"[{low:.4g}, {high:.4g}]")
-    if cell.converged is not None:
-        lines.append(f"converged {cell.converged}/{len(cell.values)}, bn {cell.batch_norm}")
-    return "\n".join(lines)
-
-
-def _compared(cells: Sequence[Cell | None]) -> str:
-    if any(cell is None or len(cell.values) < 2 for cell in cells):
-        return ""
-    first, second = (cell.interval for cell in cells if cell is not None)
-    return "overlap" if statistics.overlap(first, second) else "disjoint"
+    return Group(table, *map(Text, [*notes, *state(folder, rows), *_run_ids(rows, settings)]))
 
 
 def _notes(rows: Sequence[dict[str, Any]], settings: Sequence[Setting]) -> list[str]:
@@ -91,7 +71,7 @@ def _without_number(rows: Sequence[dict[str, Any]]) -> list[str]:
     """What was measured and gave no number; `run` and the records say why."""
     lines = []
     for name in measurement_columns(rows):
-        lost = [row for row in rows if row[name] is None and row[f"{name}_converged"] is not None]
+        lost = [row for row in rows if without_number(row, name)]
         if lost:
             where = ", ".join(row["run"][:6] for row in lost)
             lines.append(f"{name}: failed, or not finite, in {len(lost)} runs ({where})")
@@ -116,6 +96,15 @@ def _block(block: dict[str, Any]) -> str:
     given = [(name, arguments or {}) for spec in asked for name, arguments in spec.items()]
     labels = [metrics[name].label(args) if name in metrics else name for name, args in given]
     return "; ".join([on, *(label for label in labels if "[" in label)])
+
+
+def _run_ids(rows: Sequence[dict[str, Any]], settings: Sequence[Setting]) -> list[str]:
+    lines = ["runs in the order of their seeds, as `sharpflat audit RUN` takes them:"]
+    for setting in settings:
+        own = [row for row in rows if setting.swept.items() <= row.items()]
+        ids = [row["run"][:6] for row in sorted(own, key=lambda row: row["seed"])]
+        lines.append(f"  {setting_text(setting.swept)}: {', '.join(ids)}")
+    return lines
 
 
 def _points(gap: Interval) -> str:

@@ -332,6 +332,8 @@ def test_plots(done):
         (("metric",), "did you mean 'metrics'?"),
         (("metrics", "keskar"), "did you mean 'keskar_sharpness'?"),
         (("models", "mpl"), "did you mean 'mlp'?"),
+        (("config", "trian"), "list config: unknown key 'trian'; did you mean 'train'?"),
+        (("config", "train.stop.patienc"), "unknown key 'patienc'; did you mean 'patience'?"),
         (("metrics", "--plugin", "/nothing.py"), "plugin /nothing.py: no such file"),
     ],
 )

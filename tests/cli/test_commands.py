@@ -64,6 +64,17 @@ def test_list_config_is_a_json_schema():
     assert schema["$defs"]["Train"]["properties"]["batch_size"]["minimum"] == 1
 
 
+def test_list_config_shows_one_part():
+    whole = json.loads(sharpflat("list", "config").out)
+    train = json.loads(sharpflat("list", "config", "train").out)
+    stop = train["$defs"].pop("Stop")
+    assert train["properties"] == whole["$defs"]["Train"]["properties"]
+    assert "Measure" not in train["$defs"]
+    assert json.loads(sharpflat("list", "config", "train.stop").out).items() >= stop.items()
+    examples = json.loads(sharpflat("list", "config", "measure.examples").out)
+    assert examples == whole["$defs"]["Measure"]["properties"]["examples"]
+
+
 def _parts(schema):
     if isinstance(schema, dict):
         yield schema

@@ -78,7 +78,7 @@ def key_of(seed: Any) -> jax.Array:
         InputError: no whole number from 0 to 2^32 − 1.
     """
     try:
-        number = operator.index(seed)
+        number = -1 if isinstance(seed, bool) else operator.index(seed)
     except TypeError:
         number = -1
     if not 0 <= number < 2**32:

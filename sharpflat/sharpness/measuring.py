@@ -52,14 +52,16 @@ def measure(
 
     Args:
         objective: where to measure.
-        metric: a name, `{name: {argument: value}}`, or a list of these.
+        metric: a name, `{name: {argument: value}}`, or a list of these; `all` for every metric with
+            its defaults, those left out that cannot be measured here, with the reason in a warning.
         seed: of all that is random; the same seed gives the same number.
         **keywords: arguments of a metric given by name alone, and inputs that metrics need
             (`initial_params`, ...).
 
     Returns:
-        An `Estimate`, or a list of them in the order asked for. In a list a metric that fails
-        leaves the others' results: its own is NaN, unconverged, with the error in its details.
+        An `Estimate`, or a list of them in the order asked for; for `all` a mapping from names to
+        them. Among several a metric that fails leaves the others' results: its own is NaN,
+        unconverged, with the error in its details.
 
     Raises:
         InputError: before any work, an unknown metric or argument, a missing input, what the
@@ -78,6 +80,9 @@ def measure(
             f"objective: expected an Objective, got {type(objective).__name__}; "
             f"Objective.from_function and Objective.from_model make one"
         )
+    if metric == "all":
+        names = _possible(objective, keywords)
+        return dict(zip(names, measure(objective, names, seed=seed, **keywords), strict=True))
     several = isinstance(metric, Sequence) and not isinstance(metric, str)
     specs: Sequence[Spec] = metric if several else [metric]  # type: ignore[assignment, list-item]
     if several or not isinstance(metric, str):
@@ -93,6 +98,24 @@ def measure(
             raise outcome.error
         estimates.append(outcome.estimate or _failed(outcome))
     return estimates if several else estimates[0]
+
+
+def _possible(objective: Objective, inputs: Mapping[str, Any]) -> list[str]:
+    """The metrics that can be measured, in the registry's order; the others are told of."""
+    names, left_out = list[str](), dict[str, list[str]]()
+    for name, entry in metrics.items():
+        try:
+            _check_inputs(entry, inputs, {*inputs})
+            own = {given: inputs[given] for given in entry.inputs}
+            check(entry, objective, {**entry.arguments({}), **own})
+        except InputError as error:
+            left_out.setdefault(str(error).removeprefix(f"{name}: "), []).append(name)
+        else:
+            names.append(name)
+    if left_out:
+        reasons = "; ".join(f"{', '.join(those)}: {why}" for why, those in left_out.items())
+        warnings.warn(f"all: left out {reasons}", stacklevel=3)
+    return names
 
 
 def _failed(outcome: Measured) -> Estimate:

@@ -100,7 +100,7 @@ def test_passes_are_shared_within_one_call_only(own):
 
 def test_shared_passes_of_passing_objectives_are_not_mixed_up(own):
     objective = sf.Objective.from_function(
-        lambda w, b: jnp.sum(b.labels), jnp.zeros(1), (jnp.ones((40, 1)), jnp.arange(40.0))
+        lambda w, b: jnp.mean(b.labels), jnp.zeros(1), (jnp.ones((40, 1)), jnp.arange(40.0))
     )
     with sharing():
         for i in range(40):
@@ -182,7 +182,7 @@ def test_of_a_list_the_others_results_stay(own):
     assert str(broken.details["error"]) == reason
 
 
-@pytest.mark.parametrize("seed", [1.0, "1", -1, 2**32, None])
+@pytest.mark.parametrize("seed", [1.0, "1", -1, 2**32, None, True, np.True_])
 def test_seeds_are_whole_numbers(seed):
     with pytest.raises(sf.InputError, match="seed: expected a whole number"):
         sf.measure(quadratic(BOWL), "parameter_norm", seed=seed)
@@ -199,6 +199,28 @@ def test_the_same_seed_of_any_integer_type(own):
 def test_what_is_no_objective_is_refused():
     with pytest.raises(sf.InputError, match="objective: expected an Objective, got function"):
         sf.measure(lambda w: w, "parameter_norm")
+
+
+def test_all_that_can_be_measured_by_name(own, monkeypatch):
+    names = ["hessian_trace", "distance", "ggn_trace", "fisher_trace", "parameter_norm"]
+    monkeypatch.setattr(metrics, "_entries", {name: metrics[name] for name in names})
+    objective = quadratic(BOWL, [1.0, 2.0, 2.0])
+    said = (
+        "all: left out distance: needs 'initial_params'; pass it to measure; fisher_trace, "
+        "ggn_trace: outputs: an objective made by from_function has no outputs"
+    )
+    with pytest.warns(UserWarning, match=f"^{re.escape(said)}$"):
+        found = sf.measure(objective, "all", seed=1)
+    assert list(found) == ["hessian_trace", "parameter_norm"]
+    assert found["hessian_trace"].value == sf.measure(objective, "hessian_trace", seed=1).value
+    with pytest.warns(UserWarning, match="left out fisher_trace"):
+        found = sf.measure(objective, "all", initial_params={"w": jnp.zeros(3)})
+    assert found["distance"].value == pytest.approx(3.0)
+    with (
+        pytest.warns(UserWarning, match="left out"),
+        pytest.raises(sf.InputError, match="unknown argument 'draws'"),
+    ):
+        sf.measure(objective, "all", draws=3)
 
 
 def touched(objective, key):

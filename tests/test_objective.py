@@ -279,7 +279,9 @@ def errors(weights, batch):
 
 
 def normalised(weights, batch):
-    return jnp.mean(errors(weights, sf.Batch(batch.inputs - batch.inputs.mean(0, keepdims=True), batch.labels)))
+    return jnp.mean(
+        errors(weights, sf.Batch(batch.inputs - batch.inputs.mean(0, keepdims=True), batch.labels))
+    )
 
 
 def squares(loss, data, **kwargs):

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from statistics import median
 from typing import Any, NamedTuple
 
 import jax
@@ -120,18 +121,18 @@ def _request_seconds(config: dict[str, Any], request: Request) -> float | None:
 def _gradient_seconds(
     config: dict[str, Any], split: str, examples: int, chunk: int, policy: Any = "running"
 ) -> float:
-    """The shortest time of one gradient out of three, compiling left out."""
+    """The median time of one gradient out of five, compiling left out."""
     part = getattr(resident(config["dataset"]), split).first(examples)
     state = start(build_recipe(config), part, 0)
     shapes = abstract_objective(config, split, examples, chunk, policy)
     objective = replace(shapes, params=state.params, model_state=state.model_state, data=part)
     jax.block_until_ready(objective.value_and_grad(state.params))
     times = []
-    for _ in range(3):
+    for _ in range(5):
         began = time.perf_counter()
         jax.block_until_ready(objective.value_and_grad(state.params))
         times.append(time.perf_counter() - began)
-    return min(times)
+    return median(times)
 
 
 def _cost(config: dict[str, Any], request: Request, seconds: float | None, runs: int) -> Cost:

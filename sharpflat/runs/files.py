@@ -89,12 +89,15 @@ def append_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         file.write(_lines(rows).encode())
 
 
-def read_lines(path: Path, needed: Sequence[str] = ()) -> list[dict[str, Any]]:
+def read_lines(
+    path: Path, needed: Sequence[str] = (), numbers: Sequence[str] = ()
+) -> list[dict[str, Any]]:
     """All whole JSON lines of `path`; none if it is not there.
 
     Args:
         path: the file.
         needed: fields that every line must have.
+        numbers: fields that hold a number or null where they are there.
 
     Raises:
         InputError: names a line that is damaged.
@@ -102,16 +105,22 @@ def read_lines(path: Path, needed: Sequence[str] = ()) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = path.read_bytes()[: _whole_bytes(path)].split(b"\n")[:-1]
-    return [_read_line(path, i, line, needed) for i, line in enumerate(lines, start=1)]
+    return [_read_line(path, i, line, needed, numbers) for i, line in enumerate(lines, start=1)]
 
 
-def _read_line(path: Path, number: int, line: bytes, needed: Sequence[str]) -> dict[str, Any]:
+def _read_line(
+    path: Path, number: int, line: bytes, needed: Sequence[str], numbers: Sequence[str]
+) -> dict[str, Any]:
     where = f"{path}: line {number} is damaged; mend or remove it"
     try:
         row = json.loads(line)
     except ValueError as error:
         raise InputError(f"{where}: {error}") from None
     _check_fields(row, needed, where)
+    for name in numbers:
+        value = row.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float | None):
+            raise InputError(f"{where}: {name!r} is no number, but {value!r}")
     return row
 
 

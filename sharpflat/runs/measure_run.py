@@ -12,26 +12,34 @@ from sharpflat.runs import files
 from sharpflat.runs.progress import Reporter
 from sharpflat.runs.provenance import commit, device, versions
 from sharpflat.runs.record import Run
-from sharpflat.runs.requests import HANDED_OVER, Request, missing
+from sharpflat.runs.requests import HANDED_OVER, Request, missing, not_finite
 from sharpflat.sharpness import Measured, check, measure_each
 
 MOST_NUMBERS = 1000
 
 
 def measure_run(run: Run, asked: list[Request], reporter: Reporter) -> None:
-    """Measure what is missing; each result is on disk before the next begins."""
+    """Measure what is missing, each result on disk before the next begins.
+
+    What gave no finite number, now or before, is told each time: it is not measured again.
+    """
     with files.claimed(run.folder, reporter.say):
         todo = missing(run, asked)
-        if not todo:
-            return
-        settings = " ".join(f"{key}={value}" for key, value in run.swept.items())
-        task = reporter.task(f"measure {run.id[:6]} {settings} seed={run.seed}", len(todo))
-        failed = 0
-        for done, (request, outcome) in enumerate(_outcomes(run, todo, task.note), start=1):
-            _write(run, request, outcome)
-            failed += outcome.error is not None
-            task.update(done)
-        task.finish(f"{failed} of {len(todo)} failed" if failed else f"{len(todo)} measured")
+        if todo:
+            _measure(run, todo, reporter)
+    for label in not_finite(run, asked):
+        reporter.say(f"run {run.id}: {label}: its value is not a finite number")
+
+
+def _measure(run: Run, todo: list[Request], reporter: Reporter) -> None:
+    settings = " ".join(f"{key}={value}" for key, value in run.swept.items())
+    task = reporter.task(f"measure {run.id[:6]} {settings} seed={run.seed}", len(todo))
+    failed = 0
+    for done, (request, outcome) in enumerate(_outcomes(run, todo, task.note), start=1):
+        _write(run, request, outcome)
+        failed += outcome.error is not None
+        task.update(done)
+    task.finish(f"{failed} of {len(todo)} failed" if failed else f"{len(todo)} measured")
 
 
 def _outcomes(

@@ -74,7 +74,7 @@ class Run:
     @property
     def history(self) -> list[dict[str, Any]]:
         """A row an epoch."""
-        return read_lines(self.folder / "history.jsonl")
+        return read_lines(self.folder / "history.jsonl", numbers=HISTORY_NUMBERS)
 
     @property
     def measurements(self) -> list[dict[str, Any]]:
@@ -83,7 +83,8 @@ class Run:
         return list(newest.values())
 
     def _lines(self) -> list[dict[str, Any]]:
-        return read_lines(self.measurements_file, (*KEY_FIELDS, "value", "error"))
+        needed, numbers = (*KEY_FIELDS, "value", "error"), ("value", "standard_error")
+        return read_lines(self.measurements_file, needed, numbers)
 
     @property
     def measurements_file(self) -> Path:
@@ -166,6 +167,10 @@ class Run:
         )  # fmt: skip
 
 
+HISTORY_NUMBERS = (
+    "epoch", "step", "seconds", "train_loss", "train_accuracy", "full_train_loss",
+    "full_train_accuracy", "test_loss", "test_accuracy",
+)  # fmt: skip
 KEY_FIELDS = (
     "metric", "arguments", "split", "examples", "data_digest", "batch_norm", "chunk", "dtype",
     "seed", "metric_digest",

@@ -122,12 +122,27 @@ def missing(run: Run, asked: list[Request]) -> list[Request]:
 
 
 def failures(run: Run, asked: list[Request]) -> list[str]:
-    """What went wrong in those of `asked` that were measured: metric and error."""
+    """What went wrong in those of `asked` that were measured: metric and error.
+
+    A value that is not finite is no failure but what the metric says of that minimum, as a radius
+    that no loss reaches: `not_finite` tells of it, and it is measured anew only by other code.
+    """
+    rows = _measured(run, asked)
+    return [f"{request.label}: {row['error']}" for request, row in rows if row["error"]]
+
+
+def not_finite(run: Run, asked: list[Request]) -> list[str]:
+    """Those of `asked` that were measured, without an error, and gave no finite number."""
+    rows = _measured(run, asked)
+    return [r.label for r, row in rows if row["value"] is None and row["error"] is None]
+
+
+def _measured(run: Run, asked: list[Request]) -> list[tuple[Request, dict[str, Any]]]:
     if not run.finished:
         return []
     keys = {measurement_key(request.row(run)): request for request in asked if request.wants(run)}
-    rows = [(row, keys.get(measurement_key(row))) for row in run.measurements]
-    return [f"{request.label}: {row['error']}" for row, request in rows if request and row["error"]]
+    rows = {measurement_key(row): row for row in run.measurements}
+    return [(keys[key], row) for key, row in rows.items() if key in keys]
 
 
 def left_out(asked: Sequence[Request], runs: Sequence[Run]) -> list[str]:

@@ -1,8 +1,10 @@
 """What lies on the disk after a study, and `Run`, which reads it."""
 
 import csv
+import itertools
 import json
 import shutil
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +14,7 @@ import yaml
 from runs.studies import content, contents, sharpflat, write
 
 import sharpflat as sf
-from sharpflat.runs import files
+from sharpflat.runs import cost, files
 from sharpflat.training import evaluated
 
 
@@ -318,6 +320,43 @@ def test_large_details_go_to_arrays_and_what_is_not_finite_is_null(tmp_path):
     assert row["detailed[numbers=997]"] == ""
 
 
+def test_what_is_not_finite_is_said_each_time_and_not_measured_again(tmp_path):
+    """It is the metric's answer there, no failure: the exit status stays 0."""
+    (tmp_path / "mine.py").write_text(DETAILS)
+    metrics = ["detailed", "parameter_norm"]
+    path = write(tmp_path, plugins=["mine.py"], measure={"metrics": metrics}, seeds=1, sweep=None)
+    for command in ("run", "measure"):
+        outcome = sharpflat(command, path, "--root", tmp_path)
+        (run,) = sf.load_runs(tmp_path, "tiny")
+        assert outcome.code == 0, outcome
+        assert outcome.err.count(f"run {run.id}: detailed: its value is not a finite number") == 1
+        assert "parameter_norm: its value" not in outcome.err
+        assert len(lines(run.measurements_file)) == 2
+
+
+@pytest.mark.parametrize(
+    ("file", "field"),
+    [
+        ("measurements.jsonl", "value"),
+        ("measurements.jsonl", "standard_error"),
+        ("history.jsonl", "train_loss"),
+        ("history.jsonl", "test_accuracy"),
+    ],
+)
+@pytest.mark.parametrize("value", ["abc", True, [1.0]])
+def test_a_line_with_something_else_for_a_number_is_named(tiny, tmp_path, file, field, value):
+    root = shutil.copytree(tiny, tmp_path / "results")
+    path = sf.load_runs(root, "tiny")[0].folder / file
+    rows = lines(path)
+    rows[1][field] = value
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    said = sharpflat("measure", root / "studies" / "tiny" / "config.yaml", "--root", root).complaint
+    assert (
+        said
+        == f"{path}: line 2 is damaged; mend or remove it: {field!r} is no number, but {value!r}"
+    )
+
+
 def test_a_line_cut_short_is_ignored_and_repaired(tmp_path):
     path = tmp_path / "rows.jsonl"
     assert files.read_lines(path) == []
@@ -374,3 +413,11 @@ def test_a_training_stands_for_its_average(tmp_path, about):
     last = evaluated(run.opt_state, jax.tree.map(jnp.zeros_like, run.params))
     if "optimizer" not in about:  # schedule-free makes its average of the last point
         jax.tree.map(np.testing.assert_array_equal, last, run.params)
+
+
+def test_a_gradient_is_timed_by_the_median(tiny, monkeypatch):
+    """Neither the luckiest time nor one in which something else had the machine."""
+    run = sf.load_runs(tiny, "tiny")[0]
+    clock = itertools.chain.from_iterable((0.0, time) for time in (1.0, 5.0, 100.0, 4.0, 6.0))
+    monkeypatch.setattr(cost, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    assert cost._gradient_seconds(run.config, "train", 40, 40) == 5.0

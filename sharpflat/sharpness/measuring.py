@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import traceback
 import warnings
@@ -61,7 +62,7 @@ def measure(
     Returns:
         An `Estimate`, or a list of them in the order asked for; for `all` a mapping from names to
         them. Among several a metric that fails leaves the others' results: its own is NaN,
-        unconverged, with the error in its details.
+        unconverged, with the error in its details. A value that is not finite comes with a warning.
 
     Raises:
         InputError: before any work, an unknown metric or argument, a missing input, what the
@@ -96,7 +97,7 @@ def measure(
     for outcome in measure_each(objective, requests, seed, inputs):
         if outcome.error is not None and not several:
             raise outcome.error
-        estimates.append(outcome.estimate or _failed(outcome))
+        estimates.append(_told(outcome))
     return estimates if several else estimates[0]
 
 
@@ -118,9 +119,16 @@ def _possible(objective: Objective, inputs: Mapping[str, Any]) -> list[str]:
     return names
 
 
-def _failed(outcome: Measured) -> Estimate:
-    warnings.warn(f"{outcome.name}: {outcome.reason}", stacklevel=3)
-    return Estimate(float("nan"), None, False, {"error": np.array(outcome.reason)})
+def _told(outcome: Measured) -> Estimate:
+    """The estimate, or NaN for one that failed; a word of both and of what is not finite."""
+    estimate = outcome.estimate
+    if estimate is None:
+        warnings.warn(f"{outcome.name}: {outcome.reason}", stacklevel=3)
+        return Estimate(float("nan"), None, False, {"error": np.array(outcome.reason)})
+    if not math.isfinite(estimate.value):
+        said = f"its value is {estimate.value}, not a finite number"
+        warnings.warn(f"{outcome.name}: {said}", stacklevel=3)
+    return estimate
 
 
 def measure_each(

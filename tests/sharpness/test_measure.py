@@ -201,6 +201,20 @@ def test_what_is_no_objective_is_refused():
         sf.measure(lambda w: w, "parameter_norm")
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_value_that_is_not_finite_is_told_of_by_name(own, value):
+    @sf.metric
+    def endless(objective, key):
+        """No number."""
+        return sf.Estimate(value, 0.0, True)
+
+    try:
+        with pytest.warns(UserWarning, match=f"endless: its value is {value}, not a finite num"):
+            assert not sf.measure(quadratic(BOWL), "endless").converged
+    finally:
+        del metrics._entries["endless"]
+
+
 def test_all_that_can_be_measured_by_name(own, monkeypatch):
     names = ["hessian_trace", "distance", "ggn_trace", "fisher_trace", "parameter_norm"]
     monkeypatch.setattr(metrics, "_entries", {name: metrics[name] for name in names})

@@ -131,7 +131,11 @@ class Landscape(Strict):
 
 
 class Config(Strict):
-    """A study, as written; `cells` gives its runs."""
+    """A study, as written; `cells` gives its runs.
+
+    `together`: whether runs that differ only in seed, or in numbers of their optimizer, are trained
+    as one program; by default where that is faster on this device.
+    """
 
     study: Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
     plugins: list[str] = []
@@ -140,6 +144,7 @@ class Config(Strict):
     train: Train
     seeds: Count | Annotated[list[Seed], pydantic.Field(min_length=1)] = 1
     sweep: dict[str, Values] | list[dict[str, Any]] = {}
+    together: bool | None = None
     measure: Measure | list[Measure] = Measure()
     landscape: list[Landscape] = []
     figures: list[Spec] | None = None

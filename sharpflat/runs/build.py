@@ -117,15 +117,23 @@ def make_optimizer_of(config: dict[str, Any]) -> optax.GradientTransformation:
         InputError: a warm-up that is not shorter than the training; an optimizer without a
             learning rate, where that is asked to change.
     """
+    name, arguments, factors = optimizer_arguments(config)
+    return make_optimizer(name, arguments, **factors)
+
+
+def optimizer_arguments(config: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """What `make_optimizer` is given: a name, the optimizer's arguments, and the others."""
     train, size = config["train"], resident(config["dataset"]).train.size
     arguments, rule = {**train["optimizer"]}, train.get("learning_rate_rule")
     per_epoch = Batches(size, train["batch_size"], train["drop_last"]).updates
-    return make_optimizer(
-        arguments.pop("name"), arguments,
-        scale=scaling(rule["rule"], train["batch_size"], rule["reference"]) if rule else 1.0,
-        schedule=train.get("schedule"), warmup=train.get("warmup", 0.0) * per_epoch,
-        updates=epochs_of(train) * per_epoch, average=_average(train, per_epoch),
-    )  # fmt: skip
+    factors = {
+        "scale": scaling(rule["rule"], train["batch_size"], rule["reference"]) if rule else 1.0,
+        "schedule": train.get("schedule"),
+        "warmup": train.get("warmup", 0.0) * per_epoch,
+        "updates": epochs_of(train) * per_epoch,
+        "average": _average(train, per_epoch),
+    }
+    return arguments.pop("name"), arguments, factors
 
 
 def _average(train: dict[str, Any], per_epoch: int) -> tuple[Any, ...] | None:

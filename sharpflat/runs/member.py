@@ -42,12 +42,13 @@ class Member:
         name = f"train {config.id[:6]} {settings} seed={config.seed}"
         self.task = reporter.task(name, self.last)
 
-    def begin(self, initial: TrainState) -> None:
-        """A new record, with the start among its snapshots."""
+    def begin(self, initial: TrainState, layout: dict[str, Any] | None) -> None:
+        """A new record, with the start among its snapshots; `layout` says with whom it trains."""
         history = self.folder / "history.jsonl"
         if history.exists() and files.read_lines(history):
             self.task.note("was stopped before its first checkpoint; begins anew")
-        files.write_json(self.folder / "provenance.json", provenance(self.data.dataset))
+        record = provenance(self.data.dataset) | ({"together": layout} if layout else {})
+        files.write_json(self.folder / "provenance.json", record)
         save_tree(files.make_folder(self.folder / "snapshots") / "0.npz", initial)
         files.write_text(history, "")
         self._write_status("running", None)

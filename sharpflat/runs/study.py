@@ -13,6 +13,7 @@ from sharpflat.registry import InputError, closest
 from sharpflat.runs import files
 from sharpflat.runs.build import build_recipe, check_fit, shape_key
 from sharpflat.runs.cost import Cost, Planned, costs_of
+from sharpflat.runs.groups import groups
 from sharpflat.runs.landscapes import check_landscapes, compute_landscapes
 from sharpflat.runs.measure_run import measure_run
 from sharpflat.runs.progress import SILENT, Reporter
@@ -21,7 +22,7 @@ from sharpflat.runs.requests import check_measures, left_out, missing, requests
 from sharpflat.runs.requests import failures as failed_measurements
 from sharpflat.runs.setup import fill_registries, keep_compiled_programs
 from sharpflat.runs.table import read_table, swept_keys, table_rows, write_table
-from sharpflat.runs.train_run import train_run
+from sharpflat.runs.train_run import train_group
 
 
 def load_config(
@@ -62,8 +63,8 @@ def run(config: Config, root: str | Path = "results", reporter: Reporter = SILEN
 def train(config: Config, root: str | Path = "results", reporter: Reporter = SILENT) -> list[Run]:
     """Train every run of a study that is not trained yet, and load the others."""
     cells, folder = _prepared(config, Path(root))
-    for cell in cells:
-        train_run(cell, Path(root), reporter)
+    for group in groups(cells, config.together):
+        train_group(group, Path(root), reporter)
         _write_table(config, _begun(cells, root), folder)
     return _begun(cells, root)
 
@@ -148,6 +149,8 @@ def study_folder(root: str | Path, study: str) -> Path:
     """
     tables = sorted(Path(root).glob("studies/*/table.csv"))
     known = {path.parent.name: path.parent for path in tables}
+    if study not in known and (Path(root) / "studies" / study / "runs.json").exists():
+        raise InputError(f"study {study!r}: has no table yet, for none of its runs is trained")
     if study not in known:
         hint = closest(study, known) if known else f"; {root} holds no studies yet"
         raise InputError(f"study: unknown {study!r}{hint}")

@@ -1,65 +1,100 @@
-"""One training: resumed where it stopped, kept where it is interrupted."""
+"""A training, of one run or of many together: kept where it stops, and gone on with from there."""
 
 from __future__ import annotations
 
+import contextlib
 import time
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import yaml
 
 from sharpflat.config import RunConfig
 from sharpflat.registry import InputError
 from sharpflat.runs import files
+from sharpflat.runs.build import build_recipe
 from sharpflat.runs.checkpoints import Checkpoints
+from sharpflat.runs.groups import Group
 from sharpflat.runs.interrupts import Interrupts, held
 from sharpflat.runs.member import Member
 from sharpflat.runs.progress import Reporter
+from sharpflat.runs.provenance import device
 from sharpflat.runs.record import Run
-from sharpflat.training import Batches, Epoch, Moment, advance, beginning, start
+from sharpflat.training import Batches, Epoch, Moment, TrainState, advance, beginning, start
 
 DONE = ("finished", "diverged")
 
 
-def train_run(config: RunConfig, root: Path, reporter: Reporter) -> Run:
-    """Train `config` under `root/runs`, unless that is done already; its record either way."""
-    folder = files.make_folder(root / "runs" / config.id)
-    run = Run(folder, config.swept, config.resolved())
-    if run.status["status"] in DONE:
-        return run
-    with files.claimed(folder, reporter.say):
-        if run.status["status"] not in DONE:
-            files.write_text(folder / "config.yaml", yaml.safe_dump(config.resolved()))
+def train_group(group: Group, root: Path, reporter: Reporter) -> None:
+    """Train the runs of `group` under `root/runs`, those that are not trained already."""
+    runs = [_record(config, root) for config in group.members]
+    if all(run.status["status"] in DONE for run in runs):
+        return
+    with contextlib.ExitStack() as stack:
+        for run in sorted(runs, key=lambda run: run.id):
+            stack.enter_context(files.claimed(run.folder, reporter.say))
+        todo = [run for run in runs if run.status["status"] not in DONE]
+        for run in todo:
+            files.write_text(run.folder / "config.yaml", yaml.safe_dump(run.config))
             run.check_data()
-            try:
-                _Training(config, folder, reporter).go()
-            except InputError:
-                raise
-            except Exception as error:
-                # The study goes on; the record says what happened, and a later start tries again.
-                reason = f"{type(error).__name__}: {error}"
-                status = {"status": "failed", "reason": reason}
-                status["traceback"] = traceback.format_exc()
-                files.write_json(folder / "status.json", status)
-                reporter.say(f"run {config.id}: failed: {reason}")
-    return run
+        if todo:
+            _try_to_train(group, todo, root, reporter)
+
+
+def _try_to_train(group: Group, todo: Sequence[Run], root: Path, reporter: Reporter) -> None:
+    """The study goes on; the records say what happened, and a later start tries again."""
+    try:
+        _Training(group, [run.id for run in todo], root, reporter).go()
+    except InputError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        status = {"status": "failed", "reason": reason, "traceback": traceback.format_exc()}
+        for run in todo:
+            if run.status["status"] not in DONE:
+                files.write_json(run.folder / "status.json", status)
+                reporter.say(f"run {run.id}: failed: {reason}")
+
+
+def _record(config: RunConfig, root: Path) -> Run:
+    folder = files.make_folder(root / "runs" / config.id)
+    return Run(folder, config.swept, config.resolved())
 
 
 class _Training:
     """A training between segments."""
 
-    def __init__(self, config: RunConfig, folder: Path, reporter: Reporter) -> None:
-        self.member = Member(config, folder, reporter)
-        self.seed, settings = config.seed, self.member.settings
-        self.data = self.member.data.train
-        self.batches = Batches(self.data.size, settings["batch_size"], settings["drop_last"])
-        self.checkpoints = Checkpoints(folder / "checkpoints", config.id)
-        self.flushed = time.monotonic()
-        self.seconds = 0.0
+    def __init__(self, group: Group, todo: Sequence[str], root: Path, reporter: Reporter) -> None:
+        """`todo` are the ids of those that train; the others ride along unchanged."""
+        self.group, self.together = group, group.together()
+        self.members = [
+            Member(config, root / "runs" / config.id, reporter) if config.id in todo else None
+            for config in group.members
+        ]
+        first = next(member for member in self.members if member)
+        self.recipe, self.data = first.recipe, first.data.train
+        train = first.settings
+        self.batches = Batches(self.data.size, train["batch_size"], train["drop_last"])
+        self.folder = root / "runs" / group.id
+        if self.together is not None:
+            self.folder = files.make_folder(root / "groups" / group.id)
+        self.checkpoints = Checkpoints(self.folder / "checkpoints", group.id)
+        self.flushed, self.seconds = time.monotonic(), 0.0
         self.say = reporter.say
 
+    @property
+    def training(self) -> list[tuple[int, Member]]:
+        """Those that have not ended, by their place in the group."""
+        pairs = enumerate(self.members)
+        return [(place, member) for place, member in pairs if member and not member.ended]
+
     def go(self) -> None:
-        """Train to the end and write the record."""
+        """Train to the end and write the records."""
         with held() as interrupts:
             try:
                 self._go(interrupts)
@@ -68,40 +103,75 @@ class _Training:
 
     def _go(self, interrupts: Interrupts) -> None:
         for moment in advance(
-            self.member.recipe, self._begin(), self.data, batch_size=self.batches.batch_size,
-            seed=self.seed, drop_last=self.batches.drop_last,
+            self.recipe, self._begin(), self.data, batch_size=self.batches.batch_size,
+            seed=self.group.members[0].seed if self.together is None else self.together,
+            drop_last=self.batches.drop_last,
         ):  # fmt: skip
             self._take(moment)
-            if self.member.ended:
+            if not self.training:
                 return self.checkpoints.delete()
             self._keep(moment, interrupts)
 
     def _begin(self) -> Moment:
         """Where the training goes on."""
-        first = beginning(start(self.member.recipe, self.data, self.seed))
+        starts = [
+            start(build_recipe(config.resolved()), self.data, config.seed)
+            for config in self.group.members
+        ]
+        first = beginning(starts[0])
+        if self.together is not None:
+            first = beginning(jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts), len(starts))
         kept = self.checkpoints.restore((first.sums, first.state), self.say)
-        if kept is None:
-            self.member.begin(first.state)
-            return first
-        step, (sums, state) = kept
-        self.member.go_on(step // self.batches.updates, step)
-        return Moment(step, sums, state)
+        for place, member in self.training:
+            if kept is None:
+                member.begin(starts[place], self._layout())
+            else:
+                member.go_on(kept[0] // self.batches.updates, kept[0])
+        self._set_active()
+        return first if kept is None else Moment(kept[0], *kept[1])
+
+    def _layout(self) -> dict[str, Any] | None:
+        """Who is trained together, and how; written down before the first update."""
+        if self.together is None:
+            return None
+        layout = {
+            "group": self.group.id, "members": [config.id for config in self.group.members],
+            "numbers": self.together.numbers, "way": "vmap", "device": device(),
+        }  # fmt: skip
+        files.write_json(self.folder / "group.json", layout)
+        return layout
 
     def _take(self, moment: Moment) -> None:
         self.seconds += moment.seconds
         number, rest = divmod(moment.step, self.batches.updates)
         if rest:
-            return self.member.task.update(moment.step / self.batches.updates)
-        loss, accuracy = (float(total) / self.batches.seen for total in moment.sums)
-        epoch = Epoch(number, moment.step, loss, accuracy, self.seconds, moment.state)
+            for _, member in self.training:
+                member.task.update(moment.step / self.batches.updates)
+            return
+        sums = np.asarray(moment.sums) / self.batches.seen
+        for place, member in self.training:
+            state = self._state(moment, place)
+            loss, accuracy = map(float, sums if self.together is None else sums[:, place])
+            member.take(Epoch(number, moment.step, loss, accuracy, self.seconds, state))
+        self._set_active()
         self.seconds = 0.0
-        return self.member.take(epoch)
+
+    def _state(self, moment: Moment, place: int) -> TrainState:
+        if self.together is None:
+            return moment.state
+        return jax.tree.map(lambda leaf: leaf[place], moment.state)
+
+    def _set_active(self) -> None:
+        if self.together is not None:
+            places = [place for place, _ in self.training]
+            self.together.active = np.isin(np.arange(len(self.members)), places)
 
     def _keep(self, moment: Moment, interrupts: Interrupts) -> None:
         """History to disk about every second, and always before a checkpoint that covers it."""
         due = self.checkpoints.due or interrupts.received is not None
         if due or time.monotonic() - self.flushed > 1:
-            self.member.flush()
+            for _, member in self.training:
+                member.flush()
             self.flushed = time.monotonic()
         if due:
             self.checkpoints.save(moment.step, (moment.sums, moment.state))

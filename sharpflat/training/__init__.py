@@ -3,14 +3,15 @@
 from sharpflat.registry import import_modules, optimizers, schedules
 from sharpflat.training.averages import evaluated
 from sharpflat.training.batching import Batches
-from sharpflat.training.optimizer import ScalingRule, make_optimizer, scaling
-from sharpflat.training.segments import Epoch, Moment, advance, beginning, epochs, start
+from sharpflat.training.optimizer import ScalingRule, make_optimizer, optimizer_of, scaling
+from sharpflat.training.segments import Epoch, Members, Moment, advance, beginning, epochs, start
 from sharpflat.training.stopping import Stopping
-from sharpflat.training.update import Recipe, TrainState
+from sharpflat.training.update import Recipe, TrainState, update
 
 __all__ = [
     "Batches",
     "Epoch",
+    "Members",
     "Moment",
     "Recipe",
     "ScalingRule",
@@ -21,10 +22,12 @@ __all__ = [
     "epochs",
     "evaluated",
     "make_optimizer",
+    "optimizer_of",
     "optimizers",
     "scaling",
     "schedules",
     "start",
+    "update",
 ]
 
 import_modules(__name__, __path__)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import optax
@@ -13,26 +13,41 @@ from sharpflat.registry import InputError, optimizers, schedules
 from sharpflat.training.averages import ema, swa
 from sharpflat.training.learning_rate import factor_of
 
+Build = Callable[[dict[str, Any]], optax.GradientTransformation]
 ScalingRule = Literal["linear", "sqrt", "none"]
 AVERAGES: dict[str, Callable[..., optax.GradientTransformation]] = {"ema": ema, "swa": swa}
 POWERS: dict[ScalingRule, float] = {"linear": 1.0, "sqrt": 0.5, "none": 0.0}
 
 
 def make_optimizer(
+    name: str, arguments: dict[str, Any], **factors: Any
+) -> optax.GradientTransformation:
+    """The optimizer `name`; the same object for equal arguments, so that programs are shared.
+
+    Arguments and refusals are those of `optimizer_of`.
+    """
+    return _made(optimizer_of(name, arguments, **factors))
+
+
+def optimizer_of(
     name: str,
     arguments: dict[str, Any],
     *,
+    free: Sequence[str] = (),
     scale: float = 1.0,
     schedule: dict[str, Any] | None = None,
     warmup: float = 0.0,
     updates: int = 0,
     average: tuple[Any, ...] | None = None,
-) -> optax.GradientTransformation:
-    """The optimizer `name`; the same object for equal arguments, so that programs are shared.
+) -> Build:
+    """The optimizer `name` as a function of its arguments `free`, by name; equal for equal others.
+
+    These may be traced; whether an optimizer can be made of such numbers is its own affair.
 
     Args:
         name: of the optimizer.
         arguments: its own.
+        free: names of those that the function takes.
         scale: of its learning rate, as `scaling` gives it.
         schedule: `{name: ..., argument: ...}`; None for a constant rate.
         warmup: updates in which the rate rises from 0.
@@ -49,12 +64,13 @@ def make_optimizer(
         raise InputError(f"{name}: has no learning_rate that a schedule or a scale could change")
     if warmup and warmup >= updates:
         raise InputError(f"warmup: its {warmup:g} updates are not fewer than the {updates} of all")
+    checked = {key: value for key, value in checked.items() if key not in free}
     factors = {
         "scale": scale, "schedule": schedule, "warmup": warmup, "updates": updates,
         "average": average,
     }  # fmt: skip
     shape = schedules[schedule["name"]].function if schedule else None
-    return _made(entry.function, shape, json.dumps([checked, factors], sort_keys=True))
+    return _build(entry.function, shape, json.dumps([checked, factors], sort_keys=True))
 
 
 def scaling(rule: ScalingRule, batch_size: int, reference: int) -> float:
@@ -67,17 +83,27 @@ def scaling(rule: ScalingRule, batch_size: int, reference: int) -> float:
 
 
 @functools.lru_cache
-def _made(function: Any, shape: Any, text: str) -> optax.GradientTransformation:
-    arguments, factors = json.loads(text)
-    if "learning_rate" in arguments:
-        rate = arguments["learning_rate"] * factors["scale"]
-        arguments["learning_rate"] = rate
-        if factors["schedule"] or factors["warmup"]:
-            given = {**(factors["schedule"] or {"name": "constant"})}
-            factor = factor_of(given.pop("name"), given, factors["warmup"], factors["updates"])
-            arguments["learning_rate"] = lambda count: rate * factor(count)
-    rule = function(**arguments)
-    if factors["average"] is None:
-        return rule
-    kind, *given = factors["average"]
-    return AVERAGES[kind](rule, *given)
+def _made(build: Build) -> optax.GradientTransformation:
+    return build({})
+
+
+@functools.lru_cache
+def _build(function: Any, shape: Any, text: str) -> Build:
+    fixed, factors = json.loads(text)
+
+    def build(numbers: dict[str, Any]) -> optax.GradientTransformation:
+        arguments = {**fixed, **numbers}
+        if "learning_rate" in arguments:
+            rate = arguments["learning_rate"] * factors["scale"]
+            arguments["learning_rate"] = rate
+            if factors["schedule"] or factors["warmup"]:
+                given = {**(factors["schedule"] or {"name": "constant"})}
+                factor = factor_of(given.pop("name"), given, factors["warmup"], factors["updates"])
+                arguments["learning_rate"] = lambda count: rate * factor(count)
+        rule = function(**arguments)
+        if factors["average"] is None:
+            return rule
+        kind, *given = factors["average"]
+        return AVERAGES[kind](rule, *given)
+
+    return build

@@ -5,11 +5,14 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+import optax
 
 from sharpflat.batch import Batch
 from sharpflat.training.batching import Batches, epoch_order
@@ -34,6 +37,29 @@ class Moment(NamedTuple):
     sums: Sums
     state: TrainState
     seconds: float = 0.0
+
+
+@dataclass
+class Members:
+    """Runs that are trained as one program; states and sums have a leading axis, one a run.
+
+    Attributes:
+        seeds: a seed each.
+        numbers: the optimizer's arguments in which they differ, a value each.
+        optimizer_of: the optimizer of such numbers; equal groups need the same function.
+        active: whether each still trains; where it does not, nothing of it changes any more.
+    """
+
+    seeds: Sequence[int]
+    numbers: Mapping[str, Sequence[float]]
+    optimizer_of: Callable[[Any], optax.GradientTransformation]
+    active: np.ndarray
+
+    @property
+    def given(self) -> tuple[Any, Any]:
+        """Numbers and activity, as arrays."""
+        numbers = {name: jnp.asarray(values) for name, values in self.numbers.items()}
+        return numbers, jnp.asarray(self.active)
 
 
 class Epoch(NamedTuple):
@@ -63,9 +89,10 @@ def start(recipe: Recipe, data: Batch, seed: int) -> TrainState:
     return TrainState(params, model_state, recipe.optimizer.init(params))
 
 
-def beginning(state: TrainState) -> Moment:
-    """The moment before the first update."""
-    return Moment(0, (jnp.zeros(()), jnp.zeros(())), state)
+def beginning(state: TrainState, members: int | None = None) -> Moment:
+    """The moment before the first update; of so many runs, if they are many."""
+    zeros = jnp.zeros(() if members is None else members)
+    return Moment(0, (zeros, zeros), state)
 
 
 def advance(
@@ -74,7 +101,7 @@ def advance(
     data: Batch,
     *,
     batch_size: int,
-    seed: int,
+    seed: int | Members,
     drop_last: bool = False,
 ) -> Iterator[Moment]:
     """Train on from `moment` without end; every example once an epoch, in a new order each.
@@ -88,28 +115,36 @@ def advance(
         moment: where to go on.
         data: the training set, on the device.
         batch_size: examples an update; the last update of an epoch takes what is left.
-        seed: seed of order and dropout.
+        seed: seed of order and dropout; or of many runs at once, see `Members`.
         drop_last: leave out the smaller last batch.
     """
     batches = Batches(data.size, batch_size, drop_last)
-    key = jax.random.fold_in(jax.random.key(seed), 1)
+    members = seed if isinstance(seed, Members) else None
+    seeds = jnp.asarray(members.seeds if members else seed)
+    keys = _each(lambda seed: jax.random.fold_in(jax.random.key(seed), 1), seeds)
     # Donation frees the old state in place, and must not take the caller's own arrays.
     state, sums = jax.tree.map(jnp.copy, (moment.state, moment.sums))
     step, length, order = moment.step, 1, None
     while True:
         tic, (epoch, done) = time.perf_counter(), divmod(step, batches.updates)
         if order is None or done == 0:
-            order = epoch_order(seed, epoch + 1, data.size)
+            order = _each(functools.partial(epoch_order, epoch=epoch + 1, size=data.size), seeds)
         if done == 0:
             sums = jax.tree.map(jnp.zeros_like, sums)
         size, offset, first, last = batches.stretch(done, length)
         state, sums = _segment(
-            recipe, size, state, sums, data, order, key, offset, step, first, last
-        )
+            recipe, size, members and members.optimizer_of, state, sums, data,
+            Drawn(order, keys, *(members.given if members else ())), offset, step, first, last,
+        )  # fmt: skip
         jax.block_until_ready(sums)
         step, seconds = step + last - first, time.perf_counter() - tic
         length = _next_length(length, last - first, seconds)
         yield Moment(step, sums, state, seconds)
+
+
+def _each(function: Callable[[jax.Array], jax.Array], seeds: jax.Array) -> jax.Array:
+    """Of one seed, or of each, stacked."""
+    return jax.vmap(function)(seeds) if seeds.ndim else function(seeds)
 
 
 def epochs(
@@ -142,31 +177,58 @@ def _next_length(length: int, ran: int, seconds: float) -> int:
     return max(1, min(2 * length, fitting))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=(2, 3))
+class Drawn(NamedTuple):
+    """What a run draws on in an epoch; of many runs each part has a leading axis.
+
+    Attributes:
+        order: of the examples, `[n]`.
+        key: of dropout and the like.
+        numbers: arguments of its optimizer, where they are not those of all.
+        active: whether it still trains.
+    """
+
+    order: jax.Array
+    key: jax.Array
+    numbers: Any = None
+    active: Any = None
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
 def _segment(
     recipe: Recipe,
     size: int,
+    optimizer_of: Callable[[Any], optax.GradientTransformation] | None,
     state: TrainState,
     sums: Sums,
     data: Batch,
-    order: jax.Array,
-    key: jax.Array,
+    drawn: Drawn,
     offset: int,
     step: int,
     first: int,
     last: int,
 ) -> tuple[TrainState, Sums]:
-    """Updates `first` to `last` of an epoch's batches of `size`.
+    """Updates `first` to `last` of an epoch's batches of `size`; of many runs with `optimizer_of`.
 
     The bounds are traced: one program serves every length, so that how an epoch is cut into
     segments never changes a bit of the result.
     """
 
-    def body(i: jax.Array, carry: Any) -> Any:
+    def one(i: jax.Array, recipe: Recipe, carry: Any, drawn: Drawn) -> Any:
         state, (loss_sum, correct) = carry
-        indices = jax.lax.dynamic_slice(order, (offset + i * size,), (size,))
-        step_key = jax.random.fold_in(key, step + i - first)
+        indices = jax.lax.dynamic_slice(drawn.order, (offset + i * size,), (size,))
+        step_key = jax.random.fold_in(drawn.key, step + i - first)
         state, loss, accuracy = update(recipe, state, data.take(indices), step_key)
         return state, (loss_sum + loss * size, correct + accuracy * size)
+
+    def member(i: jax.Array, carry: Any, drawn: Drawn) -> Any:
+        assert optimizer_of is not None
+        own = replace(recipe, optimizer=optimizer_of(drawn.numbers))
+        after = one(i, own, carry, drawn)
+        return jax.tree.map(lambda new, old: jnp.where(drawn.active, new, old), after, carry)
+
+    def body(i: jax.Array, carry: Any) -> Any:
+        if optimizer_of is None:
+            return one(i, recipe, carry, drawn)
+        return jax.vmap(functools.partial(member, i))(carry, drawn)
 
     return jax.lax.fori_loop(first, last, body, (state, sums))

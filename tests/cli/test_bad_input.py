@@ -24,7 +24,7 @@ def done(tmp_path_factory):
 def complain(done, tmp_path, monkeypatch):
     """The complaint about a config, which must leave the results as they were."""
     monkeypatch.delenv("SHARPFLAT_DATA", raising=False)
-    monkeypatch.setattr("sharpflat.runs.study.train_run", lambda *args: pytest.fail("trained"))
+    monkeypatch.setattr("sharpflat.runs.study.train_group", lambda *args: pytest.fail("trained"))
     build._resident.cache_clear()
 
     def complain(*arguments, command="run", **changes):

@@ -1,22 +1,19 @@
 """Interrupted and killed: what is resumed ends, bit for bit, where an unbroken run ends."""
 
 import json
-import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 
 import jax
 import numpy as np
 import pytest
-from runs.studies import NORM, sharpflat, write
+from runs.kills import Killed, history, same
+from runs.studies import sharpflat, write
 
 import sharpflat as sf
 from sharpflat.runs import checkpoints
-from sharpflat.runs.snapshots import to_host
 
 
 def interrupted(config, root, monkeypatch, saves=3, error=KeyboardInterrupt):
@@ -39,19 +36,6 @@ def interrupted(config, root, monkeypatch, saves=3, error=KeyboardInterrupt):
             (run,) = sf.run(config, root)
             assert run.status["status"] == "failed"
     return steps
-
-
-def history(run):
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in run.history]
-
-
-def leaves(run):
-    return to_host((run.params, run.model_state, run.opt_state))
-
-
-def same(first, second):
-    pairs = zip(leaves(first), leaves(second), strict=True)
-    return all(np.array_equal(a, b) and a.dtype == b.dtype for a, b in pairs)
 
 
 UPDATES = 5
@@ -215,16 +199,15 @@ def test_a_run_killed_before_its_first_checkpoint_says_that_it_begins_anew(tmp_p
 def test_an_interrupted_study_is_shown_as_far_as_it_came(tmp_path, monkeypatch):
     from sharpflat.runs import study
 
-    train_run, trained = study.train_run, []
+    train_group, trained = study.train_group, []
 
     def stop_at_the_third(*arguments):
         if len(trained) == 2:
             raise KeyboardInterrupt
-        trained.append(train_run(*arguments))
-        return trained[-1]
+        trained.append(train_group(*arguments))
 
-    monkeypatch.setattr(study, "train_run", stop_at_the_third)
-    path = write(tmp_path)
+    monkeypatch.setattr(study, "train_group", stop_at_the_third)
+    path = write(tmp_path, together=False)
     outcome = sharpflat("run", path, "--root", tmp_path)
     assert outcome.code not in (0, 2)
     assert "Traceback" not in outcome.err
@@ -235,102 +218,26 @@ def test_an_interrupted_study_is_shown_as_far_as_it_came(tmp_path, monkeypatch):
     assert len(sf.load_runs(tmp_path, "tiny")) == 4
 
 
-@pytest.fixture
-def begin(tmp_path):
-    """Starts a slow study of a root in a process of its own."""
-    (tmp_path / "norm.py").write_text(NORM)
-    path = write(
-        tmp_path, seeds=1, sweep={"train.batch_size": [8, 40]}, plugins=["norm.py"],
-        train={"batch_size": 8, "epochs": EPOCHS, "optimizer": {"name": "adam"}},
-        measure={"chunk": 40, "metrics": ["weight_norm"]},
-    )  # fmt: skip
-    environment = {
-        **os.environ, "SHARPFLAT_COMPILATION_CACHE": str(tmp_path / "cache"),
-        "JAX_PLATFORMS": "cpu",
-    }  # fmt: skip
-
-    def begin(root, seconds_between=0.2):
-        script = SCRIPT.format(seconds_between=seconds_between)
-        with (tmp_path / "errors.txt").open("w") as errors:
-            return subprocess.Popen(
-                [sys.executable, "-c", script, "run", str(path), "--root", str(tmp_path / root)],
-                env=environment, stdout=subprocess.DEVNULL, stderr=errors, cwd=tmp_path,
-            )  # fmt: skip
-
-    # Compiled programs are kept from here on, so that the other starts are quick.
-    assert begin("unbroken").wait(timeout=300) == 0, (tmp_path / "errors.txt").read_text()
-    return begin
-
-
-def assert_as_unbroken(folder):
-    """The study of root `broken` is that of root `unbroken`."""
-    tables = [folder / root / "studies/tiny/table.csv" for root in ("unbroken", "broken")]
-    assert tables[0].read_bytes() == tables[1].read_bytes()
-    pairs = [sf.load_runs(folder / root, "tiny") for root in ("unbroken", "broken")]
-    for unbroken, broken in zip(*pairs, strict=True):
-        assert len(history(broken)) == EPOCHS
-        assert history(broken) == history(unbroken)
-        assert same(broken, unbroken)
-
-
-EPOCHS = 160
-SCRIPT = """
-import os, sys
-from sharpflat import cli
-from sharpflat.runs import checkpoints, member
-checkpoints.SECONDS_BETWEEN = {seconds_between}
-row = member._row
-def slow(epoch):
-    import time
-    time.sleep(0.02)
-    return row(epoch)
-member._row = slow
-cli.main()
-"""
-
-
-def test_killed_five_times_it_gives_the_same_table(tmp_path, begin):
+@pytest.mark.parametrize("together", [False, True], ids=["one by one", "together"])
+def test_killed_it_ends_as_the_unbroken_study(tmp_path, together):
     """SIGKILL at random moments of training and measuring; each start goes on."""
-    moments = random.Random(0)
-    for _ in range(5):
-        process = begin("broken")
-        marks = _progress(tmp_path / "broken")
-        _wait_for(lambda before=marks: _progress(tmp_path / "broken") != before, process)
-        time.sleep(moments.uniform(0.0, 0.8))
-        assert process.poll() is None, (tmp_path / "errors.txt").read_text()
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert begin("broken").wait(timeout=300) == 0, (tmp_path / "errors.txt").read_text()
-    assert_as_unbroken(tmp_path)
+    study, moments = Killed(tmp_path, together), random.Random(0)
+    for _ in range(3):
+        assert study.kill("broken", moments.uniform(0.0, 0.8)), study.errors
+    study.finish("broken")
+    assert study.difference("broken") is None
 
 
-def test_asked_to_stop_it_keeps_a_checkpoint_first(tmp_path, begin):
+def test_asked_to_stop_it_keeps_a_checkpoint_first(tmp_path):
     """Long before the first minute is over."""
+    study = Killed(tmp_path, together=False)
     for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-        process = begin("broken", seconds_between=60)
-        marks = _progress(tmp_path / "broken")
-        _wait_for(lambda before=marks: _progress(tmp_path / "broken") != before, process)
+        process = study.begin_and_progress("broken", seconds_between=60)
         time.sleep(0.3)
         process.send_signal(number)
-        assert process.wait(timeout=60) == status, (tmp_path / "errors.txt").read_text()
-        said = (tmp_path / "errors.txt").read_text()
-        assert f"{number.name}: kept at epoch" in said
-        assert "Traceback" not in said
-    assert begin("broken").wait(timeout=300) == 0
-    assert "goes on after epoch" in (tmp_path / "errors.txt").read_text()
-    assert_as_unbroken(tmp_path)
-
-
-def _progress(root):
-    """Grows with each step that reaches the disk."""
-    lines = [path.read_bytes().count(b"\n") for path in root.glob("runs/*/*.jsonl")]
-    return len(lines), sum(lines), len(list(root.glob("runs/*/checkpoints/*")))
-
-
-def _wait_for(condition, process, seconds=120):
-    end = time.monotonic() + seconds
-    while time.monotonic() < end and process.poll() is None:
-        if condition():
-            return
-        time.sleep(0.01)
-    raise AssertionError("the study made no progress")
+        assert process.wait(timeout=60) == status, study.errors
+        assert f"{number.name}: kept at epoch" in study.errors
+        assert "Traceback" not in study.errors
+    study.finish("broken")
+    assert "goes on after epoch" in study.errors
+    assert study.difference("broken") is None

@@ -1,0 +1,150 @@
+"""Which runs of a study are trained together, as one program: by their configs and device alone."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import math
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sharpflat.config import RunConfig
+from sharpflat.runs.build import (
+    build_recipe,
+    config_of,
+    optimizer_arguments,
+    resident,
+    shape_key,
+    state_like,
+)
+from sharpflat.training import Members, optimizer_of, update
+
+SHARE_OF_MEMORY = 0.5
+
+
+class Group(NamedTuple):
+    """Runs that are trained as one program, or one alone.
+
+    Attributes:
+        members: in the study's order.
+        free: the optimizer's arguments in which they differ.
+    """
+
+    members: tuple[RunConfig, ...]
+    free: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """The run's own where it is alone; else a digest of who and how."""
+        ids = [member.id for member in self.members]
+        if len(ids) == 1:
+            return ids[0]
+        return hashlib.sha256(json.dumps([ids, self.free]).encode()).hexdigest()[:16]
+
+    def together(self) -> Members | None:
+        """What makes one program of them; None for one alone."""
+        if len(self.members) == 1:
+            return None
+        named = [member.train["optimizer"] for member in self.members]
+        numbers = {name: [float(one[name]) for one in named] for name in self.free}
+        name, arguments, factors = optimizer_arguments(self.members[0].resolved())
+        return Members(
+            [member.seed for member in self.members], numbers,
+            optimizer_of(name, arguments, free=self.free, **factors),
+            np.ones(len(self.members), bool),
+        )  # fmt: skip
+
+
+def groups(cells: Sequence[RunConfig], together: bool | None) -> list[Group]:
+    """The runs, grouped; `together` is None for what is faster: one by one on a CPU."""
+    if together is None:
+        together = jax.default_backend() != "cpu"
+    if not together:
+        return [Group((cell,)) for cell in cells]
+    alike: dict[str, list[RunConfig]] = {}
+    for cell in cells:
+        alike.setdefault(_likeness(cell), []).append(cell)
+    found = [group for runs in alike.values() for group in _split(runs)]
+    places = {cell.id: place for place, cell in enumerate(cells)}
+    return sorted(found, key=lambda group: places[group.members[0].id])
+
+
+def _likeness(cell: RunConfig) -> str:
+    """Equal for runs that may differ in seed and in the optimizer's numbers only."""
+    config = cell.resolved()
+    numbers = _numbers(config)
+    optimizer = {k: v for k, v in config["train"]["optimizer"].items() if k not in numbers}
+    train = {**config["train"], "optimizer": optimizer}
+    return json.dumps({**config, "train": train, "seed": 0}, sort_keys=True)
+
+
+def _numbers(config: dict[str, Any]) -> list[str]:
+    optimizer = config["train"]["optimizer"]
+    return [name for name, value in optimizer.items() if isinstance(value, float)]
+
+
+def _split(runs: list[RunConfig]) -> list[Group]:
+    """Runs that are alike, in as few groups of nearly one size as fit the device's memory."""
+    optimizer = [run.train["optimizer"] for run in runs]
+    differ = [
+        name for name in _numbers(runs[0].resolved()) if len({o[name] for o in optimizer}) > 1
+    ]
+    free = tuple(differ)
+    if len(runs) == 1:
+        return [Group((runs[0],))]
+    if free and not _can_be_free(runs[0], free):
+        apart: dict[str, list[RunConfig]] = {}
+        for run in runs:
+            apart.setdefault(json.dumps(run.train["optimizer"], sort_keys=True), []).append(run)
+        return [group for part in apart.values() for group in _split(part)]
+    most = max(1, int(SHARE_OF_MEMORY * device_memory() / update_bytes(runs[0])))
+    count = math.ceil(len(runs) / most)
+    parts = np.array_split(np.arange(len(runs)), count)
+    return [Group(tuple(runs[i] for i in part), free if len(part) > 1 else ()) for part in parts]
+
+
+def _can_be_free(run: RunConfig, free: tuple[str, ...]) -> bool:
+    """Whether the optimizer can be made of traced numbers: tried, without numbers."""
+    config = run.resolved()
+    name, arguments, factors = optimizer_arguments(config)
+    build = optimizer_of(name, arguments, free=free, **factors)
+    params = state_like(config).params
+
+    def once(numbers: dict[str, Any], params: Any) -> Any:
+        rule = build(numbers)
+        return rule.init(params)
+
+    try:
+        jax.eval_shape(once, {name: jnp.ones(()) for name in free}, params)
+    except Exception:
+        return False
+    return True
+
+
+def update_bytes(run: RunConfig) -> float:
+    """Bytes that the operations of one update read and write: more than it ever holds at once."""
+    return _update_bytes(shape_key(run.resolved()), run.train["batch_size"])
+
+
+@functools.lru_cache(maxsize=64)
+def _update_bytes(key: str, batch_size: int) -> float:
+    config = config_of(key)
+    recipe, data = build_recipe(config), resident(config["dataset"]).train
+    batch = jax.eval_shape(lambda: data.first(min(batch_size, data.size)))
+    shapes = (state_like(config), batch, jax.eval_shape(lambda: jax.random.key(0)))
+    lowered: Any = jax.jit(update, static_argnums=0).lower(recipe, *shapes)
+    return lowered.cost_analysis()["bytes accessed"]
+
+
+def device_memory() -> float:
+    """Bytes of the device's memory; of the machine's on a CPU."""
+    stats = jax.devices()[0].memory_stats()
+    if stats is None:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return stats["bytes_limit"]

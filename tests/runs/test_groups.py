@@ -1,0 +1,167 @@
+"""Runs trained together: grouped by config and device, each with its own record and end."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from runs.kills import history, leaves, same
+from runs.studies import write
+
+import sharpflat as sf
+from sharpflat import config as configs
+from sharpflat.runs import checkpoints, groups
+
+RATES = {"train.optimizer.learning_rate": [0.01, 0.02, 0.1]}
+SGD = {"batch_size": 8, "epochs": 4, "optimizer": {"name": "gradient_descent"}}
+
+
+def config(folder, *overrides, together=True, **changes):
+    changes = {"sweep": RATES, "train": SGD, **changes}
+    return sf.load_config(write(folder, together=together, **changes), overrides)
+
+
+def grouped(study):
+    return groups.groups(configs.cells(study), study.together)
+
+
+def test_seeds_and_numbers_go_together_and_shapes_apart(tmp_path):
+    sweep = {**RATES, "train.batch_size": [8, 40]}
+    found = grouped(config(tmp_path, sweep=sweep))
+    assert [len(group.members) for group in found] == [6, 6]
+    for group, size in zip(found, (8, 40), strict=True):
+        assert {member.train["batch_size"] for member in group.members} == {size}
+        assert group.free == ("learning_rate",)
+        numbers = group.together().numbers
+        assert numbers["learning_rate"] == [
+            m.train["optimizer"]["learning_rate"] for m in group.members
+        ]
+    assert [
+        len(group.members) for group in grouped(config(tmp_path, sweep=sweep, together=False))
+    ] == [1] * 12
+    names = {"train.optimizer": [{"name": "momentum"}, {"name": "adam"}]}
+    assert [len(group.members) for group in grouped(config(tmp_path, sweep=names))] == [2, 2]
+
+
+def test_a_cpu_trains_one_by_one_unless_it_is_told(tmp_path):
+    assert jax.default_backend() == "cpu"
+    assert {len(group.members) for group in grouped(config(tmp_path, together=None))} == {1}
+
+
+def test_groups_are_split_to_fit_the_memory(tmp_path, monkeypatch):
+    study = config(tmp_path, seeds=7, sweep=None)
+    size = groups.update_bytes(configs.cells(study)[0])
+    monkeypatch.setattr(groups, "device_memory", lambda: 3.5 * size / groups.SHARE_OF_MEMORY)
+    found = grouped(study)
+    assert [len(group.members) for group in found] == [3, 2, 2]
+    assert [m.seed for group in found for m in group.members] == list(range(7))
+
+
+PICKY = '''
+import optax
+import sharpflat as sf
+
+
+@sf.optimizer
+def picky(*, learning_rate: sf.Positive = 0.1) -> optax.GradientTransformation:
+    """Looks at its number."""
+    return optax.sgd(learning_rate if learning_rate < 1 else 1.0)
+'''
+
+
+def test_an_optimizer_that_looks_at_its_numbers_is_grouped_by_them(tmp_path):
+    (tmp_path / "picky.py").write_text(PICKY)
+    train = {**SGD, "optimizer": {"name": "picky"}}
+    found = grouped(config(tmp_path, plugins=["picky.py"], train=train))
+    assert [len(group.members) for group in found] == [2, 2, 2]
+
+
+def test_each_has_the_record_that_it_has_alone(tmp_path):
+    together = sf.run(config(tmp_path), tmp_path / "together")
+    alone = sf.run(config(tmp_path, together=False), tmp_path / "alone")
+    assert [run.id for run in together] == [run.id for run in alone]
+    for one, other in zip(together, alone, strict=True):
+        assert one.finished
+        assert one.status == other.status
+        assert [row["epoch"] for row in one.history] == [1, 2, 3, 4]
+        for row, expected in zip(history(one), history(other), strict=True):
+            assert row == pytest.approx(expected, abs=1e-5)
+        for a, b in zip(leaves(one), leaves(other), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+        for a, b in zip(
+            *map(jax.tree.leaves, (one.initial_params, other.initial_params)), strict=True
+        ):
+            assert np.array_equal(a, b)
+    (file,) = (tmp_path / "together").glob("groups/*/group.json")
+    layout = json.loads(file.read_text())
+    assert layout["members"] == [run.id for run in together]
+    assert all(run.provenance["together"] == layout for run in together)
+    assert not (file.parent / "checkpoints").exists()
+
+
+def test_one_that_diverges_or_stops_early_ends_alone(tmp_path):
+    sweep = {"train.optimizer.learning_rate": [0.01, 1e30, 0.3]}
+    study = config(
+        tmp_path, "seeds=1", "train.epochs=30", "train.stop={train_loss: 0.7}", sweep=sweep
+    )
+    slow, broken, quick = sf.train(study, tmp_path / "together")
+    assert broken.status["status"] == "diverged"
+    assert quick.status["reason"].startswith("train loss reached")
+    assert slow.status["reason"] == "all 30 epochs done"
+    assert len(broken.history) < len(quick.history) < len(slow.history) == 30
+    apart = sf.train(
+        config(tmp_path, "seeds=1", "train.epochs=30", "train.stop={train_loss: 0.7}", sweep=sweep,
+               together=False),
+        tmp_path / "alone",
+    )  # fmt: skip
+    assert [len(run.history) for run in apart] == [
+        len(run.history) for run in (slow, broken, quick)
+    ]
+
+
+def stop_after(saves, study, root, monkeypatch):
+    save, steps = checkpoints.Checkpoints.save, []
+
+    def save_and_stop(self, step, tree):
+        save(self, step, tree)
+        steps.append(step)
+        if len(steps) == saves:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "SECONDS_BETWEEN", 0.0)
+        patch.setattr(checkpoints.Checkpoints, "save", save_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            sf.train(study, root)
+    return steps
+
+
+def test_a_resumed_group_is_bit_for_bit_the_unbroken_one(tmp_path, monkeypatch):
+    study = config(tmp_path, "train.stop={train_loss: 0.9}", "train.epochs=8")
+    unbroken = sf.train(study, tmp_path / "unbroken")
+    assert len({len(run.history) for run in unbroken}) > 1, "some ended while others trained"
+    steps = [
+        step
+        for saves in (2, 4, 5)
+        for step in stop_after(saves, study, tmp_path / "broken", monkeypatch)
+    ]
+    assert steps == sorted(set(steps))
+    assert len(list((tmp_path / "broken").glob("groups/*/checkpoints"))) == 1, "one a group"
+    assert not list((tmp_path / "broken").glob("runs/*/checkpoints"))
+    for one, other in zip(sf.train(study, tmp_path / "broken"), unbroken, strict=True):
+        assert same(one, other)
+        assert history(one) == history(other)
+        assert one.status == other.status
+
+
+def test_who_is_finished_rides_along_and_nothing_of_it_changes(tmp_path):
+    """What a group gives does not depend on what was there before."""
+    study = config(tmp_path, sweep=None, seeds=3)
+    unbroken = sf.train(study, tmp_path / "unbroken")
+    first = sf.train(
+        config(tmp_path, "seeds=[1]", sweep=None, together=False), tmp_path / "partly"
+    )[0]
+    files = {path: path.read_bytes() for path in first.folder.rglob("*") if path.is_file()}
+    for one, other in zip(sf.train(study, tmp_path / "partly"), unbroken, strict=True):
+        assert one.id == first.id or same(one, other)
+    assert files == {path: path.read_bytes() for path in first.folder.rglob("*") if path.is_file()}

@@ -1,0 +1,128 @@
+"""Many runs as one program: each as if it were trained alone."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import sharpflat as sf
+from sharpflat.objective import cross_entropy
+from sharpflat.training import (
+    Members,
+    Recipe,
+    advance,
+    beginning,
+    make_optimizer,
+    optimizer_of,
+    start,
+)
+
+N, BATCH = 64, 8
+SEEDS = (3, 0, 5)
+
+
+def data(dtype):
+    rng = np.random.default_rng(0)
+    inputs = jnp.asarray(rng.normal(size=(N, 6)), dtype)
+    return sf.Batch(inputs, jnp.asarray(rng.integers(0, 3, N)))
+
+
+def recipe(name, arguments):
+    model = sf.Model.of(sf.models["mlp"](3, width=16, depth=2, batch_norm=True))
+    return Recipe(model, cross_entropy, make_optimizer(name, arguments))
+
+
+def begin(made, batch, seed):
+    """In the numbers of the data, whatever the network's own are."""
+
+    def cast(leaf):
+        floating = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return leaf.astype(batch.inputs.dtype) if floating else leaf
+
+    return jax.tree.map(cast, start(made, batch, seed))
+
+
+def state_after(updates, made, batch, seed, first):
+    for moment in advance(made, first, batch, batch_size=BATCH, seed=seed):
+        if moment.step >= updates:
+            return moment
+    raise AssertionError
+
+
+def alone(updates, name, arguments, batch, seed):
+    made = recipe(name, arguments)
+    return state_after(updates, made, batch, seed, beginning(begin(made, batch, seed)))
+
+
+def together(updates, name, arguments, batch, numbers, active=(True,) * 3):
+    made = recipe(name, arguments)
+    starts = [begin(made, batch, seed) for seed in SEEDS]
+    first = beginning(jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts), len(SEEDS))
+    build = optimizer_of(name, arguments, free=tuple(numbers))
+    members = Members(SEEDS, numbers, build, np.array(active))
+    return state_after(updates, made, batch, members, first), members
+
+
+def deviation(one, many, place):
+    pairs = zip(jax.tree.leaves(one.params), jax.tree.leaves(many.params), strict=True)
+    return max(float(jnp.abs(a - b[place]).max()) for a, b in pairs)
+
+
+CASES = [
+    ("gradient_descent", {}, {"learning_rate": [0.1, 0.01, 0.3]}),
+    ("momentum", {"learning_rate": 0.05}, {"decay": [0.9, 0.5, 0.0]}),
+    ("adam", {}, {}),
+    ("sam", {}, {"rho": [0.01, 0.05, 0.1]}),
+]
+
+
+@pytest.mark.parametrize(("name", "arguments", "numbers"), CASES, ids=[case[0] for case in CASES])
+def test_in_float64_an_epoch_agrees_to_1e_8(x64, name, arguments, numbers):
+    batch = data(jnp.float64)
+    many, _ = together(8, name, arguments, batch, numbers)
+    for place, seed in enumerate(SEEDS):
+        own = {key: values[place] for key, values in numbers.items()}
+        one = alone(8, name, {**arguments, **own}, batch, seed)
+        assert one.state.params["Dense_0"]["kernel"].dtype == jnp.float64
+        assert deviation(one.state, many.state, place) < 1e-8
+        np.testing.assert_allclose(
+            [total[place] for total in many.sums], [float(total) for total in one.sums], rtol=1e-9
+        )
+
+
+def test_in_float32_20_updates_of_sgd_agree_to_1e_5():
+    batch = data(jnp.float32)
+    many, _ = together(24, "gradient_descent", {}, batch, {"learning_rate": [0.1, 0.05, 0.2]})
+    for place, (seed, rate) in enumerate(zip(SEEDS, (0.1, 0.05, 0.2), strict=True)):
+        one = alone(24, "gradient_descent", {"learning_rate": rate}, batch, seed)
+        assert deviation(start_of(seed, batch), many.state, place) > 0
+        assert deviation(one.state, many.state, place) < 1e-5
+
+
+def start_of(seed, batch):
+    return start(recipe("gradient_descent", {}), batch, seed)
+
+
+def test_who_is_not_active_stays_as_it_is_and_the_others_do_not_see_it():
+    batch = data(jnp.float32)
+    all_of_them, _ = together(8, "adam", {}, batch, {})
+    two, _ = together(8, "adam", {}, batch, {}, active=(True, False, True))
+    frozen = start(recipe("adam", {}), batch, SEEDS[1])
+    assert deviation(frozen, two.state, 1) == 0
+    for leaf, other in zip(
+        jax.tree.leaves(all_of_them.state), jax.tree.leaves(two.state), strict=True
+    ):
+        assert jnp.array_equal(leaf[0], other[0])
+        assert jnp.array_equal(leaf[2], other[2])
+
+
+def test_a_run_that_turns_nan_leaves_its_siblings_bit_for_bit():
+    batch = data(jnp.float32)
+    rates = {"learning_rate": [0.1, 1e30, 0.2]}
+    broken, _ = together(16, "gradient_descent", {}, batch, rates)
+    whole, _ = together(16, "gradient_descent", {}, batch, {"learning_rate": [0.1, 0.1, 0.2]})
+    params = jax.tree.leaves(broken.state.params)
+    assert not all(jnp.isfinite(leaf[1]).all() for leaf in params)
+    for place in (0, 2):
+        for leaf, other in zip(params, jax.tree.leaves(whole.state.params), strict=True):
+            assert jnp.array_equal(leaf[place], other[place])

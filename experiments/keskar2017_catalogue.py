@@ -243,7 +243,9 @@ NOTES = (
     "does not ask for certificates: `keskar_sharpness` has none, its values are where ten solver "
     'steps ended. "Sharper at" turns radii round, for which a smaller number is the sharper '
     "minimum, leaves out norms, margins and gradient noise, and is in brackets where it is only "
-    "suggested. `worst_case_radius` is on a "
+    "suggested; which measures are sorted so was written down after the numbers were known, and those of "
+    "the Hessian's largest eigenvalues say nearly the same thing more than once. "
+    "`worst_case_radius` is on a "
     "grid, and all five LB minima fall on one step of it. `local_learning_coefficient` has no "
     "number at LB: all its chains diverged there. The files behind the table, each number with its "
     "error, certificate, details, commit and device, are in "

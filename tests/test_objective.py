@@ -288,7 +288,7 @@ def squares(loss, data, **kwargs):
     return sf.Objective.from_function(loss, 2 * jnp.ones(5), (data[0] + 1, data[1]), **kwargs)
 
 
-@pytest.mark.parametrize("chunk", [4, 5, None])
+@pytest.mark.parametrize("chunk", [4, 5])
 def test_a_sum_over_the_batch_is_refused(data, chunk):
     """Its numbers would depend on the chunk."""
     with pytest.raises(sf.InputError, match="loss: expected the mean over the batch, got a sum: "):
@@ -298,7 +298,20 @@ def test_a_sum_over_the_batch_is_refused(data, chunk):
 @pytest.mark.parametrize("loss", [lambda w, b: errors(w, b).sum() + 50 * w @ w, normalised])
 def test_what_else_is_no_mean_is_told_of(data, loss):
     with pytest.warns(UserWarning, match="loss: is no mean over the batch"):
-        squares(loss, (data[0].at[:6].add(3), data[1]))
+        squares(loss, (data[0].at[:6].add(3), data[1]), chunk=N - 1)
+
+
+def test_half_of_the_examples_masked_is_no_sum(data):
+    """Of two halves with nothing in one, a mean is the sum."""
+
+    def masked(w, batch):
+        labelled = batch.labels >= 0
+        return jnp.sum(labelled * errors(w, batch)) / jnp.maximum(labelled.sum(), 1)
+
+    labels = jnp.where(jnp.arange(N) < N // 2, 1.0, -1.0)
+    with pytest.warns(UserWarning, match="is no mean over the batch"):
+        squares(masked, (data[0], labels), chunk=N - 1)
+    squares(lambda w, batch: jnp.sum(errors(w, batch)) / N, data)
 
 
 def test_means_with_a_penalty_and_losses_of_all_their_examples_are_none_of_it(data):
@@ -319,9 +332,19 @@ def test_data_that_are_not_finite_are_refused(data, part, value):
     inputs, labels = np.array(data[0]), np.zeros(N, np.float32)
     {"inputs": inputs, "labels": labels}[part][[3, 7]] = value
     message = f"data: {part} hold numbers that are not finite, in 2 of 12 examples, .* example 3"
-    for make in (made, lambda data, **_: squares(loss_of_nothing, data)):
-        with pytest.raises(sf.InputError, match=message):
-            make((inputs, labels), loss="squared_error")
+    with pytest.raises(sf.InputError, match=message):
+        made((inputs, labels), loss="squared_error")
+
+
+def test_a_loss_of_ones_own_may_look_past_missing_labels(data):
+    labels = jnp.asarray(data[1], jnp.float32).at[3].set(jnp.nan)
+
+    def known(w, batch):
+        missing = jnp.isnan(batch.labels)
+        rows = errors(w, sf.Batch(batch.inputs, jnp.where(missing, 0.0, batch.labels)))
+        return jnp.mean(jnp.where(missing, 0.0, rows))
+
+    assert jnp.isfinite(squares(known, (data[0], labels)).loss(2 * jnp.ones(5)))
 
 
 @pytest.mark.parametrize("kind", [int, bool])

@@ -118,10 +118,13 @@ class LinenModel(Model):
         updated = list(model_state) if batch_statistics else []
         try:
             outputs, new = self.module.apply(variables, inputs, rngs=rngs, mutable=updated, **flags)
-        except InvalidRngError:
+        except InvalidRngError as error:
             if dropout:
                 raise
-            raise self._inseparable(batch_statistics, dropout) from None
+            if batch_statistics and '"dropout"' in str(error):
+                raise self._inseparable(batch_statistics, dropout) from None
+            name, said = type(self.module).__name__, str(error).partition("\n")[0]
+            raise InputError(f"{name}: draws at random while dropout is off: {said}") from None
         return outputs, {**model_state, **new} if updated else model_state
 
     def _flags(self, batch_statistics: bool, dropout: bool, model_state: Any) -> dict[str, Any]:

@@ -67,7 +67,9 @@ class Objective:
 
         Raises:
             InputError: parameters that are none or not floating-point, empty data, mismatched
-                lengths, a chunk below 1, a loss that is no scalar.
+                lengths, a chunk below 1, a loss that is no floating-point scalar, or that is a sum
+                over its batch where `chunk` would change it. (Data need not be finite: such a loss
+                may look past what is missing.)
         """
         params, batch = inputs.checked_params(params), inputs.checked_data(data)
         chunk = inputs.checked_chunk(chunk, batch.size)
@@ -100,8 +102,9 @@ class Objective:
             chunk: examples a pass.
 
         Raises:
-            InputError: as `from_function`; an unknown loss or policy, labels that the outputs do
-                not have, a chunk that does not divide the data under `batch`.
+            InputError: as `from_function`; an unknown loss or policy, inputs that are not finite,
+                nor labels of a loss given by name, labels that the outputs do not have, parameters
+                or a state of another model, a chunk that does not divide the data under `batch`.
         """
         if params is None:
             params, model_state = nnx_parts(model)
@@ -116,6 +119,7 @@ class Objective:
         state = {} if model_state is None else jax.tree.map(jnp.asarray, model_state)
         inputs.check_divides(batch_norm, state, batch.size, chunk)
         function = LOSSES[loss] if isinstance(loss, str) else loss
+        inputs.check_finite(batch, function)
         objective = Objective(params, state, batch, function, model, batch_norm, chunk)
         inputs.check_loss(objective)
         return objective

@@ -214,7 +214,8 @@ class _LogTicks(LogLocator):
     def tick_values(self, vmin: float, vmax: float) -> Any:
         if vmax / vmin >= NARROW:
             return super().tick_values(vmin, vmax)
-        return MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(vmin, vmax)
+        ticks = MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(vmin, vmax)
+        return ticks[ticks > 0]
 
 
 def log_axis(axis: Axis, plain_over: float = 100) -> None:

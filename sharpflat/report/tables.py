@@ -100,9 +100,11 @@ def _block(block: dict[str, Any]) -> str:
 
 def _run_ids(rows: Sequence[dict[str, Any]], settings: Sequence[Setting]) -> list[str]:
     lines = ["runs in the order of their seeds, as `sharpflat audit RUN` takes them:"]
+    ids = [row["run"] for row in rows]
+    length = next(n for n in range(6, 99) if len({name[:n] for name in ids}) == len(set(ids)))
     for setting in settings:
         own = [row for row in rows if setting.swept.items() <= row.items()]
-        ids = [row["run"][:6] for row in sorted(own, key=lambda row: row["seed"])]
+        ids = [row["run"][:length] for row in sorted(own, key=lambda row: row["seed"])]
         lines.append(f"  {setting_text(setting.swept)}: {', '.join(ids)}")
     return lines
 

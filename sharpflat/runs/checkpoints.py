@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import shutil
 import time
@@ -39,27 +40,37 @@ class Checkpoints:
         A damaged one is named to `say` and set aside, and the one before it is taken.
 
         Raises:
-            InputError: a whole one, of another training.
+            InputError: a whole one, of another training or precision.
         """
         if not self.folder.exists():
             return None
         for step in sorted(self._open().all_steps(), reverse=True):
             try:
                 owner, leaves = self._stored(step)
+            except (MemoryError, PermissionError):
+                raise  # of this machine now, not of what was written
             except Exception as error:
                 kept = self._set_aside(step)
                 reason = str(error).partition("\n")[0][:200]
                 say(f"checkpoint {self.folder / str(step)}: damaged, kept as {kept}: {reason}")
                 continue
             wanted = to_host(like)
-            if owner != self.owner or _shapes(leaves) != _shapes(_stored_part(wanted)):
-                raise InputError(
-                    f"checkpoint {self.folder / str(step)}: is of training {owner}, not of "
-                    f"{self.owner}; move it away"
-                )
+            self._check(step, owner, _shapes(leaves), _shapes(_stored_part(wanted)))
             found = iter(leaves)
             return step, from_host([next(found) if leaf.size else leaf for leaf in wanted], like)
         return None
+
+    def _check(self, step: int, owner: str, found: list[str], wanted: list[str]) -> None:
+        where = f"checkpoint {self.folder / str(step)}"
+        if owner != self.owner:
+            raise InputError(f"{where}: is of training {owner}, not of {self.owner}; move it away")
+        if found != wanted:
+            pairs = itertools.zip_longest(found, wanted, fillvalue="nothing")
+            one, other = next(pair for pair in pairs if pair[0] != pair[1])
+            raise InputError(
+                f"{where}: holds an array {one} where this training has {other}; go on with the "
+                f"precision and the versions it was made with, or move it away"
+            )
 
     def _stored(self, step: int) -> tuple[str, list[np.ndarray]]:
         import orbax.checkpoint as ocp
@@ -131,8 +142,8 @@ def _stored_part(leaves: Sequence[np.ndarray]) -> list[np.ndarray]:
     return [leaf for leaf in leaves if leaf.size]
 
 
-def _shapes(leaves: Sequence[np.ndarray]) -> list[Any]:
-    return [(leaf.shape, leaf.dtype) for leaf in leaves]
+def _shapes(leaves: Sequence[np.ndarray]) -> list[str]:
+    return [f"{leaf.dtype} {leaf.shape}" for leaf in leaves]
 
 
 def _digest(leaves: Sequence[Any]) -> str:

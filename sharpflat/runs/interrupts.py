@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 ASKED = (signal.SIGINT, signal.SIGTERM)
 
@@ -14,44 +17,53 @@ ASKED = (signal.SIGINT, signal.SIGTERM)
 class Interrupts:
     """What was asked for while signals are held."""
 
-    def __init__(self) -> None:
-        """Nothing yet."""
+    def __init__(self, handlers: dict[signal.Signals, Any]) -> None:
+        """`handlers` are those of before, which have the last word."""
         self.received: signal.Signals | None = None
-        self._delivered = False
+        self._handlers = handlers
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Take note of the first signal; the second one stops at once."""
         if self.received is not None:
-            self._delivered = True
-            raise KeyboardInterrupt
+            self.deliver()
         self.received = signal.Signals(number)
+        said = f"{self.received.name}: stops as soon as the work in hand is kept; again: at once\n"
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, said.encode())
 
     def deliver(self) -> None:
-        """What the signal would have done, now; once, and nothing if there was none.
+        """What the signal would have done, now; nothing if there was none.
 
         Raises:
-            KeyboardInterrupt: after SIGINT.
-            SystemExit: after SIGTERM, with the status that shells give such an end.
+            KeyboardInterrupt: after SIGINT, by Python's own handler.
+            SystemExit: after SIGTERM where nothing else handles it, with the status that shells
+                give such an end.
         """
-        if self.received is None or self._delivered:
+        number, self.received = self.received, None
+        if number is None:
             return
-        self._delivered = True
-        if self.received is signal.SIGINT:
-            raise KeyboardInterrupt
-        raise SystemExit(128 + signal.SIGTERM)
+        for name, handler in self._handlers.items():
+            signal.signal(name, handler)
+        if self._handlers[number] is signal.SIG_DFL:
+            raise SystemExit(128 + number)
+        signal.raise_signal(number)
 
 
 @contextlib.contextmanager
 def held() -> Iterator[Interrupts]:
-    """Signals wait until the body delivers them, or ends; only the main thread can hold them."""
-    interrupts = Interrupts()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupts
-        return
-    before = {number: signal.signal(number, interrupts.receive) for number in ASKED}
+    """Signals wait until the body delivers them, or ends; only the main thread can hold them.
+
+    Those that were ignored before still are.
+    """
+    handlers: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        found = {number: signal.getsignal(number) for number in ASKED}
+        handlers = {n: h for n, h in found.items() if h not in (signal.SIG_IGN, None)}
+    interrupts = Interrupts(handlers)
+    for number in handlers:
+        signal.signal(number, interrupts.receive)
     try:
         yield interrupts
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
         interrupts.deliver()

@@ -14,6 +14,7 @@ from sharpflat.batch import Batch
 from sharpflat.config import RunConfig
 from sharpflat.networks import Model, recalibrate
 from sharpflat.objective import Objective
+from sharpflat.registry import InputError
 from sharpflat.runs import files
 from sharpflat.runs.build import Resident, build_recipe, epochs_of, resident
 from sharpflat.runs.progress import Reporter
@@ -46,7 +47,7 @@ class Member:
         """A new record, with the start among its snapshots; `layout` says with whom it trains."""
         history = self.folder / "history.jsonl"
         if history.exists() and files.read_lines(history):
-            self.task.note("was stopped before its first checkpoint; begins anew")
+            self.task.note("has no checkpoint to go on from; begins anew")
         record = provenance(self.data.dataset) | ({"together": layout} if layout else {})
         files.write_json(self.folder / "provenance.json", record)
         save_tree(files.make_folder(self.folder / "snapshots") / "0.npz", initial)
@@ -55,6 +56,12 @@ class Member:
 
     def go_on(self, done: int, step: int) -> None:
         """The record of its first `done` epochs, as it was when a checkpoint was made."""
+        rows = files.read_lines(self.folder / "history.jsonl")[:done]
+        if len(rows) < done:
+            raise InputError(
+                f"{self.folder / 'history.jsonl'}: has {len(rows)} of the {done} epochs before the "
+                f"checkpoint; bring the others back, or move {self.folder} away to train anew"
+            )
         self._write_status("running", None)
         self.task.update(done)
         self.task.note(f"goes on after epoch {done}, update {step}")
@@ -62,7 +69,6 @@ class Member:
         again = {"epoch": done, "step": step, "commit": commit(), "command": command()}
         record["resumed"] = [*record.get("resumed", []), {**again, "started": now()}]
         files.write_json(self.folder / "provenance.json", record)
-        rows = files.read_lines(self.folder / "history.jsonl")[:done]
         files.write_lines(self.folder / "history.jsonl", rows)
         for row in rows:
             self.stopping.reason(row["train_loss"])
@@ -133,9 +139,8 @@ def evaluate(
     averages = _recalibrated(recipe.model, params, state.model_state, data.train)
     values: dict[str, float] = {}
     for name, split in (("full_train", data.train), ("test", data.test)):
-        objective = Objective.from_model(
-            recipe.model, params, averages, split, loss=recipe.loss, chunk=EVALUATION_CHUNK
-        )
+        chunk = min(EVALUATION_CHUNK, split.size)
+        objective = Objective(params, averages, split, recipe.loss, recipe.model, "running", chunk)
         loss, accuracy = objective.loss_and_accuracy(params)
         values |= {f"{name}_loss": float(loss), f"{name}_accuracy": float(accuracy)}
     return values, state._replace(params=params, model_state=averages)

@@ -79,8 +79,10 @@ def measure(config: Config, root: str | Path = "results", reporter: Reporter = S
         reporter.say(line)
     for record in runs:
         if record.finished:
-            measure_run(record, asked, reporter)
-            _write_table(config, runs, folder)
+            try:
+                measure_run(record, asked, reporter)
+            finally:
+                _write_table(config, runs, folder)
     compute_landscapes(config, runs, folder / "landscapes", reporter)
     return runs
 

@@ -25,7 +25,7 @@ from sharpflat.runs.member import Member
 from sharpflat.runs.progress import Reporter
 from sharpflat.runs.provenance import device
 from sharpflat.runs.record import Run
-from sharpflat.training import Batches, Epoch, Moment, TrainState, advance, beginning, start
+from sharpflat.training import Batches, Moment, advance, beginning, epoch_of, start
 
 DONE = ("finished", "diverged")
 
@@ -43,13 +43,16 @@ def train_group(group: Group, root: Path, reporter: Reporter) -> None:
             files.write_text(run.folder / "config.yaml", yaml.safe_dump(run.config))
             run.check_data()
         if todo:
-            _try_to_train(group, todo, root, reporter)
+            with held() as interrupts:
+                _try_to_train(group, todo, root, reporter, interrupts)
 
 
-def _try_to_train(group: Group, todo: Sequence[Run], root: Path, reporter: Reporter) -> None:
+def _try_to_train(
+    group: Group, todo: Sequence[Run], root: Path, reporter: Reporter, interrupts: Interrupts
+) -> None:
     """The study goes on; the records say what happened, and a later start tries again."""
     try:
-        _Training(group, [run.id for run in todo], root, reporter).go()
+        _Training(group, [run.id for run in todo], root, reporter).go(interrupts)
     except InputError:
         raise
     except Exception as error:
@@ -93,13 +96,12 @@ class _Training:
         pairs = enumerate(self.members)
         return [(place, member) for place, member in pairs if member and not member.ended]
 
-    def go(self) -> None:
+    def go(self, interrupts: Interrupts) -> None:
         """Train to the end and write the records."""
-        with held() as interrupts:
-            try:
-                self._go(interrupts)
-            finally:
-                self.checkpoints.close()
+        try:
+            self._go(interrupts)
+        finally:
+            self.checkpoints.close()
 
     def _go(self, interrupts: Interrupts) -> None:
         for moment in advance(
@@ -121,14 +123,22 @@ class _Training:
         first = beginning(starts[0])
         if self.together is not None:
             first = beginning(jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts), len(starts))
-        kept = self.checkpoints.restore((first.sums, first.state), self.say)
+        kept = self.checkpoints.restore(self._kept(first), self.say)
         for place, member in self.training:
             if kept is None:
                 member.begin(starts[place], self._layout())
             else:
                 member.go_on(kept[0] // self.batches.updates, kept[0])
         self._set_active()
-        return first if kept is None else Moment(kept[0], *kept[1])
+        if kept is None:
+            return first
+        step, (sums, state, seconds) = kept
+        self.seconds = float(seconds)
+        return Moment(step, sums, state)
+
+    def _kept(self, moment: Moment) -> tuple[Any, ...]:
+        """What a checkpoint holds."""
+        return moment.sums, moment.state, np.float32(self.seconds)
 
     def _layout(self) -> dict[str, Any] | None:
         """Who is trained together, and how; written down before the first update."""
@@ -143,23 +153,21 @@ class _Training:
 
     def _take(self, moment: Moment) -> None:
         self.seconds += moment.seconds
-        number, rest = divmod(moment.step, self.batches.updates)
-        if rest:
+        if moment.step % self.batches.updates:
             for _, member in self.training:
                 member.task.update(moment.step / self.batches.updates)
             return
-        sums = np.asarray(moment.sums) / self.batches.seen
         for place, member in self.training:
-            state = self._state(moment, place)
-            loss, accuracy = map(float, sums if self.together is None else sums[:, place])
-            member.take(Epoch(number, moment.step, loss, accuracy, self.seconds, state))
+            member.take(epoch_of(self.batches, self._own(moment, place), self.seconds))
         self._set_active()
         self.seconds = 0.0
 
-    def _state(self, moment: Moment, place: int) -> TrainState:
+    def _own(self, moment: Moment, place: int) -> Moment:
+        """One member's part."""
         if self.together is None:
-            return moment.state
-        return jax.tree.map(lambda leaf: leaf[place], moment.state)
+            return moment
+        sums, state = jax.tree.map(lambda leaf: leaf[place], (moment.sums, moment.state))
+        return moment._replace(sums=sums, state=state)
 
     def _set_active(self) -> None:
         if self.together is not None:
@@ -168,14 +176,16 @@ class _Training:
 
     def _keep(self, moment: Moment, interrupts: Interrupts) -> None:
         """History to disk about every second, and always before a checkpoint that covers it."""
-        due = self.checkpoints.due or interrupts.received is not None
+        asked = interrupts.received  # once: a signal may come at any time
+        due = self.checkpoints.due or asked is not None
         if due or time.monotonic() - self.flushed > 1:
             for _, member in self.training:
                 member.flush()
             self.flushed = time.monotonic()
         if due:
-            self.checkpoints.save(moment.step, (moment.sums, moment.state))
-        if interrupts.received is not None:
+            self.checkpoints.save(moment.step, self._kept(moment))
+        if asked is not None:
+            self.checkpoints.close()
             epochs = moment.step / self.batches.updates
-            self.say(f"{interrupts.received.name}: kept at epoch {epochs:.4g}; goes on from there")
+            self.say(f"{asked.name}: kept at epoch {epochs:.4g}; goes on from there")
             interrupts.deliver()

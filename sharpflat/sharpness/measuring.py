@@ -109,7 +109,7 @@ def _possible(objective: Objective, inputs: Mapping[str, Any]) -> list[str]:
             _check_inputs(entry, inputs, {*inputs})
             own = {given: inputs[given] for given in entry.inputs}
             check(entry, objective, {**entry.arguments({}), **own})
-        except InputError as error:
+        except Exception as error:  # an InputError, or a check of someone's own that fails
             left_out.setdefault(str(error).removeprefix(f"{name}: "), []).append(name)
         else:
             names.append(name)

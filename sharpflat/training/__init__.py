@@ -4,7 +4,16 @@ from sharpflat.registry import import_modules, optimizers, schedules
 from sharpflat.training.averages import evaluated
 from sharpflat.training.batching import Batches
 from sharpflat.training.optimizer import ScalingRule, make_optimizer, optimizer_of, scaling
-from sharpflat.training.segments import Epoch, Members, Moment, advance, beginning, epochs, start
+from sharpflat.training.segments import (
+    Epoch,
+    Members,
+    Moment,
+    advance,
+    beginning,
+    epoch_of,
+    epochs,
+    start,
+)
 from sharpflat.training.stopping import Stopping
 from sharpflat.training.update import Recipe, TrainState, update
 
@@ -19,6 +28,7 @@ __all__ = [
     "TrainState",
     "advance",
     "beginning",
+    "epoch_of",
     "epochs",
     "evaluated",
     "make_optimizer",

@@ -125,6 +125,7 @@ def advance(
     # Donation frees the old state in place, and must not take the caller's own arrays.
     state, sums = jax.tree.map(jnp.copy, (moment.state, moment.sums))
     step, length, order = moment.step, 1, None
+    del moment  # or a second state stays in memory
     while True:
         tic, (epoch, done) = time.perf_counter(), divmod(step, batches.updates)
         if order is None or done == 0:
@@ -160,15 +161,20 @@ def epochs(
     """`advance` from `state` on, an epoch at a time; `first` is the number of the first one."""
     batches, seconds = Batches(data.size, batch_size, drop_last), 0.0
     begin = beginning(state)._replace(step=(first - 1) * batches.updates)
-    for moment in advance(
-        recipe, begin, data, batch_size=batch_size, seed=seed, drop_last=drop_last
-    ):
+    moments = advance(recipe, begin, data, batch_size=batch_size, seed=seed, drop_last=drop_last)
+    del state, begin
+    for moment in moments:
         seconds += moment.seconds
-        number, rest = divmod(moment.step, batches.updates)
-        if rest == 0:
-            loss, accuracy = (float(total) / batches.seen for total in moment.sums)
-            yield Epoch(number, moment.step, loss, accuracy, seconds, moment.state)
+        if moment.step % batches.updates == 0:
+            yield epoch_of(batches, moment, seconds)
             seconds = 0.0
+
+
+def epoch_of(batches: Batches, moment: Moment, seconds: float) -> Epoch:
+    """The epoch that ended at `moment` and took so many seconds."""
+    loss, accuracy = (float(total) / batches.seen for total in moment.sums)
+    number = moment.step // batches.updates
+    return Epoch(number, moment.step, loss, accuracy, seconds, moment.state)
 
 
 def _next_length(length: int, ran: int, seconds: float) -> int:

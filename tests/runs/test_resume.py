@@ -13,7 +13,7 @@ from runs.kills import Killed, history, same
 from runs.studies import sharpflat, write
 
 import sharpflat as sf
-from sharpflat.runs import checkpoints
+from sharpflat.runs import checkpoints, interrupts, member, train_run
 
 
 def interrupted(config, root, monkeypatch, saves=3, error=KeyboardInterrupt):
@@ -163,11 +163,13 @@ def test_a_checkpoint_of_another_training_is_refused(tmp_path, monkeypatch):
     )
     shutil.rmtree(first)
     shutil.copytree(second, first)
+    before = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
     with pytest.raises(
         sf.InputError, match=f"is of training {second.parent.name}, not of {first.parent.name}"
     ):
         sf.run(mine, tmp_path / "results")
-    assert (first / "9").exists() or any(first.iterdir()), "nothing is lost"
+    after = {path: path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    assert before == after, "nothing is lost"
 
 
 def test_a_checkpoint_keeps_empty_arrays_and_keys(tmp_path):
@@ -193,7 +195,7 @@ def test_a_run_killed_before_its_first_checkpoint_says_that_it_begins_anew(tmp_p
     shutil.rmtree(folder)
     outcome = sharpflat("run", path, "--root", tmp_path / "results")
     assert outcome.code == 0
-    assert "was stopped before its first checkpoint; begins anew" in outcome.err
+    assert "has no checkpoint to go on from; begins anew" in outcome.err
 
 
 def test_an_interrupted_study_is_shown_as_far_as_it_came(tmp_path, monkeypatch):
@@ -216,6 +218,67 @@ def test_an_interrupted_study_is_shown_as_far_as_it_came(tmp_path, monkeypatch):
     monkeypatch.undo()
     assert sharpflat("run", path, "--root", tmp_path).code == 0
     assert len(sf.load_runs(tmp_path, "tiny")) == 4
+
+
+def test_a_signal_during_a_write_is_answered_after_the_next_segment(tmp_path, monkeypatch, capfd):
+    """What is said to be kept is kept."""
+    monkeypatch.setattr(member.Member, "flush", flush_and_signal(member.Member.flush))
+    monkeypatch.setattr(train_run.time, "monotonic", iter(range(0, 10**6, 2)).__next__)
+    monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN", 1e9)
+    config = sf.load_config(write(tmp_path, sweep=None, seeds=1), ["train.epochs=50"])
+    with pytest.raises(KeyboardInterrupt):
+        sf.run(config, tmp_path / "results")
+    assert "SIGINT: stops as soon as" in capfd.readouterr().err
+    assert list((tmp_path / "results").glob("runs/*/checkpoints/*"))
+
+
+def flush_and_signal(flush):
+    def flushed(self):
+        if self.rows:
+            signal.raise_signal(signal.SIGINT)
+        flush(self)
+
+    return flushed
+
+
+def test_what_was_ignored_or_handled_before_still_is(monkeypatch):
+    caught = []
+    before = [
+        signal.signal(n, h)
+        for n, h in (
+            (signal.SIGINT, signal.SIG_IGN),
+            (signal.SIGTERM, lambda *_: caught.append("mine")),
+        )
+    ]
+    try:
+        with interrupts.held() as asked:
+            signal.raise_signal(signal.SIGINT)
+            assert asked.received is None
+            signal.raise_signal(signal.SIGTERM)
+            assert asked.received is signal.SIGTERM
+            assert not caught
+        assert caught == ["mine"]
+    finally:
+        for number, handler in zip((signal.SIGINT, signal.SIGTERM), before, strict=True):
+            signal.signal(number, handler)
+
+
+def test_history_that_is_shorter_than_its_checkpoint_is_refused(tmp_path, monkeypatch):
+    path = write(tmp_path, sweep=None, seeds=1)
+    config = sf.load_config(path, ["train.epochs=6"])
+    interrupted(config, tmp_path / "results", monkeypatch, saves=5)
+    (file,) = (tmp_path / "results").glob("runs/*/history.jsonl")
+    file.write_text("")
+    with pytest.raises(sf.InputError, match=r"history.jsonl: has 0 of the \d epochs"):
+        sf.run(config, tmp_path / "results")
+
+
+def test_a_checkpoint_of_another_precision_names_the_array(tmp_path):
+    kept = checkpoints.Checkpoints(tmp_path / "c", "mine")
+    kept.save(7, {"a": np.zeros(3, np.float32)})
+    kept.close()
+    with pytest.raises(sf.InputError, match=r"float32 \(3,\) where this training has float64"):
+        kept.restore({"a": np.zeros(3)}, pytest.fail)
 
 
 @pytest.mark.parametrize("together", [False, True], ids=["one by one", "together"])

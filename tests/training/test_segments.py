@@ -8,7 +8,15 @@ import pytest
 
 import sharpflat as sf
 from sharpflat.objective import cross_entropy
-from sharpflat.training import Recipe, epochs, make_optimizer, segments, start
+from sharpflat.training import (
+    Recipe,
+    advance,
+    beginning,
+    epochs,
+    make_optimizer,
+    segments,
+    start,
+)
 from sharpflat.training.batching import epoch_order
 
 N = 22
@@ -138,3 +146,16 @@ def test_every_optimizer_lowers_the_loss(name, data):
     first, last = trained(recipe(name), data, 1), trained(recipe(name), data, 25)
     assert last.train_loss < first.train_loss
     assert sf.optimizers[name].summary
+
+
+def test_one_state_is_in_memory_while_it_trains(data):
+    """Beside that of the caller, who may keep it or not."""
+    made = recipe("adam")
+    moments = advance(made, beginning(start(made, data, 0)), data, batch_size=5, seed=0)
+    moment = next(moments)
+    shapes = sorted(leaf.shape for leaf in jax.tree.leaves(moment.state.params))
+    for _ in range(3):
+        moment = next(moments)
+    wanted = jax.tree.leaves(moment.state.params)[0].shape
+    alive = [array for array in jax.live_arrays() if array.shape == wanted]
+    assert len(alive) == 3 * shapes.count(wanted), "parameters and Adam's two moments"

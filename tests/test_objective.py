@@ -295,6 +295,15 @@ def test_a_sum_over_the_batch_is_refused(data, chunk):
         squares(lambda w, batch: jnp.sum(errors(w, batch)), data, chunk=chunk)
 
 
+def test_a_sum_is_refused_where_it_is_zero(data):
+    """As at the minimum of least squares."""
+    exact = (data[0], data[0] @ jnp.ones(5))
+    with pytest.raises(sf.InputError, match="got a sum"):
+        sf.Objective.from_function(
+            lambda w, batch: jnp.sum(errors(w, batch)), jnp.ones(5), exact, chunk=4
+        )
+
+
 @pytest.mark.parametrize("loss", [lambda w, b: errors(w, b).sum() + 50 * w @ w, normalised])
 def test_what_else_is_no_mean_is_told_of(data, loss):
     with pytest.warns(UserWarning, match="loss: is no mean over the batch"):

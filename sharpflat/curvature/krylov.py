@@ -138,6 +138,7 @@ def _started(
 ) -> tuple[jax.Array, jax.Array]:
     """A basis of one random unit vector, with room for `capacity` less one more; that vector."""
     flat, _ = ravel_pytree(params)
+    locked = locked.astype(flat.dtype)
     start = jax.random.normal(key, flat.shape, flat.dtype)
     start = start - (locked @ start) @ locked
     start = start / jnp.linalg.norm(start)
@@ -147,8 +148,8 @@ def _started(
 @jax.jit
 def _image(product: Callable[[Any], Any], params: Any, vector: jax.Array) -> jax.Array:
     """The product, which is costly to compile, apart from what changes with the capacity."""
-    _, unravel = ravel_pytree(params)
-    return ravel_pytree(product(unravel(vector)))[0]
+    flat, unravel = ravel_pytree(params)
+    return ravel_pytree(product(unravel(vector.astype(flat.dtype))))[0].astype(vector.dtype)
 
 
 @functools.partial(jax.jit, donate_argnums=0)
@@ -172,4 +173,5 @@ def _extended(
     image = jax.lax.cond(little_left, outside, lambda image: image, once)
     coupling = jnp.linalg.norm(image)
     vector = jnp.where(coupling > 0, image / jnp.where(coupling > 0, coupling, 1), 0)
+    vector = vector.astype(basis.dtype)
     return basis.at[done + 1].set(vector), vector, diagonal, coupling

@@ -161,11 +161,11 @@ def _refined(
     product: Any, params: Any, basis: jax.Array, rotation: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Ritz vectors, their Rayleigh quotients and ‖Hv − λv‖, by products of their own."""
-    _, unravel = ravel_pytree(params)
+    flat, unravel = ravel_pytree(params)
     vectors = rotation.astype(basis.dtype) @ basis
 
     def one(vector: jax.Array) -> tuple[jax.Array, jax.Array]:
-        image = ravel_pytree(product(unravel(vector)))[0]
+        image = ravel_pytree(product(unravel(vector.astype(flat.dtype))))[0].astype(vector.dtype)
         value = vector @ image / (vector @ vector)
         return value, jnp.linalg.norm(image - value * vector)
 

@@ -93,7 +93,7 @@ def _probed(
 
     def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
         probe = jax.random.rademacher(key, flat.shape, dtype=flat.dtype)
-        image = outside(ravel_pytree(product(unravel(outside(probe))))[0])
+        image = outside(ravel_pytree(product(unravel(outside(probe).astype(flat.dtype))))[0])
         return _by_leaf(params, probe, image), image @ image
 
     return jax.lax.map(one, keys)

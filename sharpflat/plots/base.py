@@ -214,7 +214,7 @@ class _LogTicks(LogLocator):
     def tick_values(self, vmin: float, vmax: float) -> Any:
         if vmax / vmin >= NARROW:
             return super().tick_values(vmin, vmax)
-        ticks = MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(vmin, vmax)
+        ticks: Any = MaxNLocator(4, steps=[1, 2, 5, 10]).tick_values(vmin, vmax)
         return ticks[ticks > 0]
 
 

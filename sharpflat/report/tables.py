@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -111,4 +112,5 @@ def _run_ids(rows: Sequence[dict[str, Any]], settings: Sequence[Setting]) -> lis
 
 def _points(gap: Interval) -> str:
     mean, low, high = (100 * number for number in (gap.mean, gap.low, gap.high))
-    return f"{mean:.2f} points of test accuracy [{low:.2f}, {high:.2f}]"
+    interval = f" [{low:.2f}, {high:.2f}]" if math.isfinite(low) else ", of one seed"
+    return f"{mean:.2f} points of test accuracy{interval}"

@@ -14,6 +14,7 @@ from sharpflat.runs import files
 from sharpflat.runs.build import build_recipe, check_fit, shape_key
 from sharpflat.runs.cost import Cost, Planned, costs_of
 from sharpflat.runs.groups import groups
+from sharpflat.runs.interrupts import held
 from sharpflat.runs.landscapes import check_landscapes, compute_landscapes
 from sharpflat.runs.measure_run import measure_run
 from sharpflat.runs.progress import SILENT, Reporter
@@ -62,10 +63,13 @@ def run(config: Config, root: str | Path = "results", reporter: Reporter = SILEN
 
 def train(config: Config, root: str | Path = "results", reporter: Reporter = SILENT) -> list[Run]:
     """Train every run of a study that is not trained yet, and load the others."""
-    cells, folder = _prepared(config, Path(root))
-    for group in groups(cells, config.together):
-        train_group(group, Path(root), reporter)
-        _write_table(config, _begun(cells, root), folder)
+    # From the first check on: Python drops a KeyboardInterrupt that JAX's garbage collection meets.
+    with held() as interrupts:
+        cells, folder = _prepared(config, Path(root))
+        for group in groups(cells, config.together):
+            train_group(group, Path(root), reporter, interrupts)
+            _write_table(config, _begun(cells, root), folder)
+            interrupts.deliver()
     return _begun(cells, root)
 
 

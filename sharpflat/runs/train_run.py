@@ -20,7 +20,7 @@ from sharpflat.runs import files
 from sharpflat.runs.build import build_recipe
 from sharpflat.runs.checkpoints import Checkpoints
 from sharpflat.runs.groups import Group
-from sharpflat.runs.interrupts import Interrupts, held
+from sharpflat.runs.interrupts import Interrupts
 from sharpflat.runs.member import Member
 from sharpflat.runs.progress import Reporter
 from sharpflat.runs.provenance import device
@@ -30,7 +30,7 @@ from sharpflat.training import Batches, Moment, advance, beginning, epoch_of, st
 DONE = ("finished", "diverged")
 
 
-def train_group(group: Group, root: Path, reporter: Reporter) -> None:
+def train_group(group: Group, root: Path, reporter: Reporter, interrupts: Interrupts) -> None:
     """Train the runs of `group` under `root/runs`, those that are not trained already."""
     runs = [_record(config, root) for config in group.members]
     if all(run.status["status"] in DONE for run in runs):
@@ -43,8 +43,7 @@ def train_group(group: Group, root: Path, reporter: Reporter) -> None:
             files.write_text(run.folder / "config.yaml", yaml.safe_dump(run.config))
             run.check_data()
         if todo:
-            with held() as interrupts:
-                _try_to_train(group, todo, root, reporter, interrupts)
+            _try_to_train(group, todo, root, reporter, interrupts)
 
 
 def _try_to_train(

@@ -87,7 +87,7 @@ def key_of(seed: Any) -> jax.Array:
 
 
 def checked(entry: Entry, estimate: Any) -> Estimate:
-    """What a metric returned, as plain numbers; what is not finite is never converged.
+    """What a metric returned, as plain numbers; where not finite, without error or certificate.
 
     Raises:
         InputError: no Estimate, or no scalar.
@@ -96,11 +96,11 @@ def checked(entry: Entry, estimate: Any) -> Estimate:
         raise InputError(f"{entry.name}: returned {type(estimate).__name__}, not an Estimate")
     if jnp.ndim(estimate.value) != 0:
         raise InputError(f"{entry.name}: value has shape {jnp.shape(estimate.value)}, not a scalar")
-    error = estimate.standard_error
+    error, finite = estimate.standard_error, math.isfinite(estimate.value)
     return estimate._replace(
         value=float(estimate.value),
-        standard_error=None if error is None else float(error),
-        converged=bool(estimate.converged) and math.isfinite(estimate.value),
+        standard_error=None if error is None or not finite else float(error),
+        converged=bool(estimate.converged) and finite,
     )
 
 

@@ -44,7 +44,10 @@ def preconditioned_sharpness(
     √(Σ g² + ε) for AdaGrad, where a parameter that never had a gradient is held fixed. This takes
     ε where these optimizers have it by default. Adamax keeps its state as Adam does, and cannot be
     told from it: its number here is without meaning. Adam with learning rate η is stable up to
-    (2 + 2β₁) / ((1 − β₁) η), 38 / η at β₁ = 0.9. Units: loss per squared parameter, over P's.
+    (2 + 2β₁) / ((1 − β₁) η), 38 / η at β₁ = 0.9. A bias before batch norm has no gradient in
+    training, so that P is about ε there, but curvature where the averages are frozen: it rules the
+    number under `running`; restrict to `*/kernel`, or measure under `batch`. Units: loss per
+    squared parameter, over P's.
 
     Args:
         objective: where to measure.

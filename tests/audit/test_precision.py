@@ -211,3 +211,16 @@ def test_of_all_metrics_those_are_skipped_that_the_state_does_not_give():
     asked, skipped = chosen(objective, None, inputs, {})
     assert "holds no second moments" in skipped["preconditioned_sharpness"]
     assert "preconditioned_sharpness" not in [name for name, _ in asked]
+
+
+def test_products_in_one_chunk_are_made_in_bfloat16_too():
+    """There one linearization, of a dtype, takes every vector."""
+    model = sf.Model.of(sf.models["mlp"](3, width=4, depth=1))
+    inputs = jax.random.normal(jax.random.key(0), (20, 5))
+    data = inputs, jnp.arange(20) % 3
+    params, state = model.init(jax.random.key(1), inputs)
+    objective = sf.Objective.from_model(model, params, state, data, chunk=20)
+    names = ["hessian_trace", "hessian_top_eigenvalues", "ggn_trace", "layerwise_hessian"]
+    table = str(sf.precision_table(objective, names))
+    assert "failed" not in table
+    assert "hessian_top_eigenvalues" in table

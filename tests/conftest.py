@@ -1,6 +1,7 @@
 """What all tests share: strict JAX, and no writing outside temporary folders."""
 
 import os
+import signal
 
 os.environ.setdefault("SHARPFLAT_COMPILATION_CACHE", "off")
 
@@ -8,6 +9,8 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Shells start what runs in the background with this signal ignored, and children inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

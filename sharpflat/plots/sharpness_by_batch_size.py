@@ -16,12 +16,13 @@ from matplotlib.ticker import FixedLocator, NullFormatter, StrMethodFormatter
 from matplotlib.transforms import Transform, offset_copy
 
 from sharpflat.plots import base
-from sharpflat.plots.base import Plot, StudyRecords, Width
+from sharpflat.plots.base import Plot, RunRecord, StudyRecords, Width
 from sharpflat.plots.settings import BATCH_SIZE, Setting, left_out, seeds, settings
 from sharpflat.registry import figure
 from sharpflat.statistics import geometric_interval, mean_interval
 
 ACCURACY = "test_accuracy"
+TIMES = {"seconds_per_update": "time per update (s)", "seconds_per_epoch": "time per epoch (s)"}
 COLUMNS: dict[Width, int] = {"column": 2, "page": 3}
 # In points: from the smallest to the largest batch size, roughly; a digit; between series.
 SPAN: dict[Width, float] = {"column": 52, "page": 88}
@@ -29,17 +30,20 @@ DIGIT, SERIES_STEP = 4.5, 9.0
 
 
 @figure
-def sharpness_by_batch_size(study: StudyRecords, *, width: Width = "page") -> Plot | None:
+def sharpness_by_batch_size(
+    study: StudyRecords, *, width: Width = "page", times: bool = False
+) -> Plot | None:
     """Test accuracy and sharpness by batch size, 95 % intervals (Keskar et al. 2017, figure 4).
 
     Args:
         study: without finished runs at two batch sizes or more, or without a measured value, there
             is no figure.
         width: of a column or of a page.
+        times: the wall-clock time of an update and of an epoch's updates as well.
     """
     found = settings(study)
-    rows = summaries(found, study.columns)
-    measured = [row for row in rows if row["quantity"] != ACCURACY]
+    rows = summaries(found, [*study.columns, *(TIMES if times else ())])
+    measured = [row for row in rows if row["quantity"] in study.columns]
     if not measured or len({row[BATCH_SIZE] for row in rows}) < 2:
         return None
     several = len({setting.series for setting in found}) > 1
@@ -67,7 +71,7 @@ def summaries(found: list[Setting], columns: Sequence[str]) -> list[dict[str, An
 
 
 def _runs(setting: Setting, quantity: str) -> list[dict[str, Any]]:
-    values = [(run, base.finite(run.row.get(quantity))) for run in setting.runs]
+    values = [(run, _value(run, quantity)) for run in setting.runs]
     return [
         {
             "quantity": quantity, **setting.cells, "statistic": "run", "seed": run.seed,
@@ -76,6 +80,22 @@ def _runs(setting: Setting, quantity: str) -> list[dict[str, Any]]:
         }
         for run, value in values if value is not None
     ]  # fmt: skip
+
+
+def _value(run: RunRecord, quantity: str) -> float | None:
+    """From the table, or from the history: a time is the median over the epochs.
+
+    The first epoch, which compiles, counts only where there is no other.
+    """
+    if quantity not in TIMES:
+        return base.finite(run.row.get(quantity))
+    steps = [0, *(row["step"] for row in run.history)]
+    whole = quantity == "seconds_per_epoch"
+    seconds = [
+        row["seconds"] / (1 if whole else after - before)
+        for row, before, after in zip(run.history, steps, steps[1:], strict=False)
+    ]
+    return float(np.median(seconds[1:] or seconds)) if seconds else None
 
 
 def _summary(
@@ -153,7 +173,7 @@ def _prepare(ax: Axes, quantity: str, rows: list[dict[str, Any]], points: dict[i
         ax.set_ylabel("test accuracy (%)")
         base.percent_axis(ax.yaxis)
         return
-    name, bracket, arguments = quantity.partition("[")
+    name, bracket, arguments = TIMES.get(quantity, quantity).partition("[")
     ax.set_ylabel(textwrap.fill(name.replace("_", " "), 24))
     if bracket:
         # Above the panel, where it has the panel's width: beside it, it runs into the next one.
@@ -238,10 +258,12 @@ def _shifted(ax: Axes, points: float) -> Transform:
 def _caption(study: StudyRecords, rows: list[dict[str, Any]], several: bool) -> str:
     counts = [row["n"] for row in rows if row["n"]]
     geometric = _is_log(rows)
+    timed = any(row["quantity"] in TIMES for row in rows)
     unconverged = any(row["converged"] is False for row in rows)
     return base.sentences(
         [
             f"{study.name}: test accuracy and sharpness by batch size, {seeds(counts)} a setting.",
+            "Times are medians over the epochs, evaluation apart." if timed else "",
             "Means over seeds, bars their 95 % Student-t intervals; the faint dots beside them are"
             " single seeds."
             if max(counts) > 1

@@ -174,3 +174,27 @@ def test_long_arguments_do_not_run_into_other_panels(make):
     assert len(boxes) == 5 + 4
     for i, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[:i])
+
+
+def timed(batch_size, seed, seconds):
+    record = run(batch_size, seed, 0.9, 1.0)
+    history = [{"step": 4 * (i + 1), "seconds": taken} for i, taken in enumerate(seconds)]
+    return dataclasses.replace(record, history=history)
+
+
+def test_times_are_medians_over_the_epochs_after_the_first(make):
+    runs = [timed(8, 0, [9.0, 1.0, 2.0, 6.0]), timed(64, 0, [0.8])]
+    study = make.study(runs, columns=["sharp"])
+    assert not any("seconds" in row["quantity"] for row in sharpness_by_batch_size(study).rows)
+    plot = sharpness_by_batch_size(study, times=True)
+    values = {
+        (row["quantity"], row["train.batch_size"]): row["value"]
+        for row in plot.rows if row["statistic"] == "run"
+    }  # fmt: skip
+    assert values["seconds_per_epoch", 8] == 2.0
+    assert values["seconds_per_update", 8] == 0.5
+    assert values["seconds_per_epoch", 64] == 0.8
+    assert values["seconds_per_update", 64] == pytest.approx(0.2)
+    labels = [ax.get_ylabel().replace("\n", " ") for ax in plot.figure.axes]
+    assert labels[2:] == ["time per update (s)", "time per epoch (s)"]
+    assert "medians over the epochs" in plot.caption

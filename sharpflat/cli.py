@@ -36,7 +36,9 @@ def run(
     """Train, measure, draw; safe to repeat, goes on where it stopped."""
     from sharpflat import report, runs
     from sharpflat.runs.progress import shown
+    from sharpflat.runs.setup import use_all_cores
 
+    use_all_cores()
     study = runs.load_config(config, overrides or [], plugin or [])
     if dry_run:
         for line in report.plan_lines(study, runs.plan(study, root)):
@@ -57,7 +59,9 @@ def train(
     """Train a study's runs; those that are finished stay as they are."""
     from sharpflat import runs
     from sharpflat.runs.progress import shown
+    from sharpflat.runs.setup import use_all_cores
 
+    use_all_cores()
     study = runs.load_config(config, overrides or [], plugin or [])
     with shown() as reporter:
         done = runs.train(study, root, reporter)

@@ -9,6 +9,7 @@ import jax
 import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_num_cpu_devices", 1)  # else the commands make it one a core
 # Shells start what runs in the background with this signal ignored, and children inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -133,8 +133,9 @@ class Landscape(Strict):
 class Config(Strict):
     """A study, as written; `cells` gives its runs.
 
-    `together`: whether runs that differ only in seed, or in numbers of their optimizer, are trained
-    as one program; by default where that is faster on this device.
+    `together`: true trains runs that differ only in seed, or in numbers of their optimizer, as one
+    program; false trains one run after another. By default the way that is faster on this device:
+    as one program on an accelerator, on a CPU each run alone, one on each core.
     """
 
     study: Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]

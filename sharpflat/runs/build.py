@@ -35,16 +35,25 @@ class Resident(NamedTuple):
 
 
 def resident(spec: dict[str, Any]) -> Resident:
-    """The data set that `spec` (`{name: ..., argument: ...}`) asks for; kept for the next call."""
-    return _resident(datasets[spec["name"]], json.dumps(spec, sort_keys=True))
+    """The data set that `spec` (`{name: ..., argument: ...}`) asks for; kept for the next call.
+
+    It lies on the default device of the thread that asks.
+    """
+    text = json.dumps(spec, sort_keys=True)
+    return _resident(datasets[spec["name"]], text, getattr(jax.config, "jax_default_device", None))
+
+
+@functools.lru_cache(maxsize=16)
+def _resident(entry: Entry, spec: str, device: Any) -> Resident:
+    dataset = _loaded(entry, spec)
+    train, test = (jax.tree.map(jnp.asarray, split) for split in (dataset.train, dataset.test))
+    return Resident(dataset, Batch(*train), Batch(*test))
 
 
 @functools.lru_cache(maxsize=2)
-def _resident(entry: Entry, spec: str) -> Resident:
+def _loaded(entry: Entry, spec: str) -> Dataset:
     arguments = json.loads(spec)
-    dataset = load(arguments.pop("name"), arguments)
-    train, test = (jax.tree.map(jnp.asarray, split) for split in (dataset.train, dataset.test))
-    return Resident(dataset, Batch(*train), Batch(*test))
+    return load(arguments.pop("name"), arguments)
 
 
 def build_recipe(config: dict[str, Any]) -> Recipe:

@@ -6,6 +6,7 @@ import hashlib
 import itertools
 import logging
 import shutil
+import threading
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,9 @@ from sharpflat.runs.files import make_folder
 from sharpflat.runs.snapshots import from_host, to_host
 
 SECONDS_BETWEEN = 60.0
+# Orbax tells saves of one process apart by a counter that is the process's: with several at once
+# one waits for the other's folder.
+ONE_AT_A_TIME = threading.RLock()
 
 
 class Checkpoints:
@@ -44,6 +48,10 @@ class Checkpoints:
         """
         if not self.folder.exists():
             return None
+        with ONE_AT_A_TIME:
+            return self._restore(like, say)
+
+    def _restore(self, like: Any, say: Callable[[str], None]) -> tuple[int, Any] | None:
         for step in sorted(self._open().all_steps(), reverse=True):
             try:
                 owner, leaves = self._stored(step)
@@ -108,18 +116,20 @@ class Checkpoints:
         # Leaves are stored as a flat list: Orbax need not know our trees.
         leaves = _stored_part(to_host(tree))
         about = {"owner": self.owner, "digest": _digest(leaves)}
-        self._open().save(
-            step,
-            args=ocp.args.Composite(
-                leaves=ocp.args.StandardSave(leaves), about=ocp.args.JsonSave(about)
-            ),
-        )
+        with ONE_AT_A_TIME:
+            self._open().save(
+                step,
+                args=ocp.args.Composite(
+                    leaves=ocp.args.StandardSave(leaves), about=ocp.args.JsonSave(about)
+                ),
+            )
         self._last = time.monotonic()
 
     def close(self) -> None:
-        """Wait for a save under way."""
+        """Let go of what reads and writes."""
         if self._manager is not None:
-            self._manager.close()
+            with ONE_AT_A_TIME:
+                self._manager.close()
             self._manager = None
 
     def delete(self) -> None:
@@ -132,7 +142,9 @@ class Checkpoints:
             import orbax.checkpoint as ocp
 
             logging.getLogger("absl").setLevel(logging.ERROR)
-            options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
+            options = ocp.CheckpointManagerOptions(
+                max_to_keep=2, create=True, enable_async_checkpointing=False
+            )
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         return self._manager
 

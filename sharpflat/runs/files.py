@@ -9,7 +9,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,21 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Write JSON atomically; what is not finite becomes null."""
     write_text(path, json.dumps(plain(content), indent=2) + "\n")
+
+
+def write_status(folder: Path, status: Mapping[str, Any]) -> None:
+    """Write what became of a run.
+
+    Raises:
+        InputError: it cannot be written, as on a full disk.
+    """
+    try:
+        write_json(folder / "status.json", status)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(
+            f"{folder}: cannot be written: {reason}; what is there is kept: make room, start again"
+        ) from None
 
 
 def read_json(path: Path) -> Any:
@@ -167,12 +182,23 @@ def plain(value: Any) -> Any:
 
 
 @contextlib.contextmanager
-def claimed(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold `folder` against other processes; waits until it is free, and a kill frees it."""
-    with (folder / ".lock").open("a") as file:
+def claimed(folder: Path) -> Iterator[None]:
+    """Hold `folder` against other processes; the end of this one frees it, however it ends.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    with (folder / ".lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            say(f"run {folder.name}: another process works on it; waiting")
-            fcntl.flock(file, fcntl.LOCK_EX)
+            file.seek(0)
+            raise InputError(
+                f"run {folder.name}: another process works on it ({file.read() or 'unknown'}); let "
+                f"it end, or give another --root"
+            ) from None
+        with contextlib.suppress(OSError):  # a full disk; who works on it is a help, no more
+            file.truncate(0)
+            file.write(f"process {os.getpid()}")
+            file.flush()
         yield

@@ -62,7 +62,7 @@ class Group(NamedTuple):
 
 
 def groups(cells: Sequence[RunConfig], together: bool | None) -> list[Group]:
-    """The runs, grouped; `together` is None for what is faster: one by one on a CPU."""
+    """The runs, grouped; `together` is None for what is faster: each alone on a CPU."""
     if together is None:
         together = jax.default_backend() != "cpu"
     if not together:
@@ -104,7 +104,7 @@ def _split(runs: list[RunConfig]) -> list[Group]:
             apart.setdefault(json.dumps(run.train["optimizer"], sort_keys=True), []).append(run)
         return [group for part in apart.values() for group in _split(part)]
     most = max(1, int(SHARE_OF_MEMORY * device_memory() / update_bytes(runs[0])))
-    count = math.ceil(len(runs) / most)
+    count = max(math.ceil(len(runs) / most), min(len(runs), jax.local_device_count()))
     parts = np.array_split(np.arange(len(runs)), count)
     return [Group(tuple(runs[i] for i in part), free if len(part) > 1 else ()) for part in parts]
 
@@ -127,6 +127,21 @@ def _can_be_free(run: RunConfig, free: tuple[str, ...]) -> bool:
     return True
 
 
+def places(found: Sequence[Group], together: bool | None) -> list[jax.Device]:
+    """The local devices to train on, a group at a time on each; of a CPU as many as memory allows.
+
+    Where each group is trained changes nothing of it: all devices are alike.
+    """
+    devices = jax.local_devices()
+    if together is False or min(len(found), len(devices)) < 2:
+        return devices[:1]
+    if devices[0].platform != "cpu":
+        return devices
+    needed = max(len(group.members) * update_bytes(group.members[0]) for group in found)
+    whole = device_memory() * len(devices)
+    return devices[: max(1, int(SHARE_OF_MEMORY * whole / needed))]
+
+
 def update_bytes(run: RunConfig) -> float:
     """Bytes that the operations of one update read and write: more than it ever holds at once."""
     return _update_bytes(shape_key(run.resolved()), run.train["batch_size"])
@@ -143,8 +158,9 @@ def _update_bytes(key: str, batch_size: int) -> float:
 
 
 def device_memory() -> float:
-    """Bytes of the device's memory; of the machine's on a CPU."""
-    stats = jax.devices()[0].memory_stats()
+    """Bytes of a device's memory; of a CPU's, its part of the machine's."""
+    stats = jax.local_devices()[0].memory_stats()
     if stats is None:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return whole / jax.local_device_count()
     return stats["bytes_limit"]

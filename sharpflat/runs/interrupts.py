@@ -14,13 +14,29 @@ from typing import Any
 ASKED = (signal.SIGINT, signal.SIGTERM)
 
 
+class Interrupted(BaseException):
+    """A training that was asked to stop has kept what it had."""
+
+
 class Interrupts:
     """What was asked for while signals are held."""
 
     def __init__(self, handlers: dict[signal.Signals, Any]) -> None:
         """`handlers` are those of before, which have the last word."""
         self.received: signal.Signals | None = None
+        self.stopped = False
         self._handlers = handlers
+
+    def stop(self) -> None:
+        """Let all trainings keep what they have and end, without a signal."""
+        self.stopped = True
+
+    @property
+    def reason(self) -> str | None:
+        """Why a training has to stop; None where it need not."""
+        if self.received is not None:
+            return self.received.name
+        return "stopped with the others" if self.stopped else None
 
     def receive(self, number: int, frame: FrameType | None) -> None:
         """Take note of the first signal; the second one stops at once."""

@@ -23,7 +23,7 @@ def measure_run(run: Run, asked: list[Request], reporter: Reporter) -> None:
 
     What gave no finite number, now or before, is told each time: it is not measured again.
     """
-    with files.claimed(run.folder, reporter.say):
+    with files.claimed(run.folder):
         todo = missing(run, asked)
         if todo:
             _measure(run, todo, reporter)

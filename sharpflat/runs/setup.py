@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import os
@@ -25,6 +26,24 @@ def fill_registries() -> None:
     for room in ("data", "networks", "training", "sharpness", "plots"):
         importlib.import_module(f"sharpflat.{room}")
     load_installed_plugins()
+
+
+def use_all_cores() -> None:
+    """Make every core of the CPU a device, so that runs can be trained one on each.
+
+    Nothing changes where the number was chosen before (`JAX_NUM_CPU_DEVICES`), or JAX has begun.
+    """
+    chosen = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    if getattr(jax.config, "jax_num_cpu_devices", 0) > 0 or chosen:
+        return
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", _cores())
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def keep_compiled_programs() -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,10 +14,11 @@ from sharpflat.registry import InputError, closest
 from sharpflat.runs import files
 from sharpflat.runs.build import build_recipe, check_fit, shape_key
 from sharpflat.runs.cost import Cost, Planned, costs_of
-from sharpflat.runs.groups import groups
-from sharpflat.runs.interrupts import held
+from sharpflat.runs.groups import Group, groups, places
+from sharpflat.runs.interrupts import Interrupted, held
 from sharpflat.runs.landscapes import check_landscapes, compute_landscapes
 from sharpflat.runs.measure_run import measure_run
+from sharpflat.runs.placing import placed
 from sharpflat.runs.progress import SILENT, Reporter
 from sharpflat.runs.record import Run
 from sharpflat.runs.requests import check_measures, left_out, missing, requests
@@ -64,12 +66,17 @@ def run(config: Config, root: str | Path = "results", reporter: Reporter = SILEN
 def train(config: Config, root: str | Path = "results", reporter: Reporter = SILENT) -> list[Run]:
     """Train every run of a study that is not trained yet, and load the others."""
     # From the first check on: Python drops a KeyboardInterrupt that JAX's garbage collection meets.
-    with held() as interrupts:
+    with held() as interrupts, contextlib.suppress(Interrupted):
         cells, folder = _prepared(config, Path(root))
-        for group in groups(cells, config.together):
+        found = groups(cells, config.together)
+
+        def work(group: Group) -> None:
             train_group(group, Path(root), reporter, interrupts)
+
+        for _ in placed(work, found, places(found, config.together), interrupts.stop):
             _write_table(config, _begun(cells, root), folder)
-            interrupts.deliver()
+            if interrupts.received:
+                break
     return _begun(cells, root)
 
 

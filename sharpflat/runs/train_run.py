@@ -20,7 +20,7 @@ from sharpflat.runs import files
 from sharpflat.runs.build import build_recipe
 from sharpflat.runs.checkpoints import Checkpoints
 from sharpflat.runs.groups import Group
-from sharpflat.runs.interrupts import Interrupts
+from sharpflat.runs.interrupts import Interrupted, Interrupts
 from sharpflat.runs.member import Member
 from sharpflat.runs.progress import Reporter
 from sharpflat.runs.provenance import device
@@ -37,7 +37,7 @@ def train_group(group: Group, root: Path, reporter: Reporter, interrupts: Interr
         return
     with contextlib.ExitStack() as stack:
         for run in sorted(runs, key=lambda run: run.id):
-            stack.enter_context(files.claimed(run.folder, reporter.say))
+            stack.enter_context(files.claimed(run.folder))
         todo = [run for run in runs if run.status["status"] not in DONE]
         for run in todo:
             files.write_text(run.folder / "config.yaml", yaml.safe_dump(run.config))
@@ -59,7 +59,7 @@ def _try_to_train(
         status = {"status": "failed", "reason": reason, "traceback": traceback.format_exc()}
         for run in todo:
             if run.status["status"] not in DONE:
-                files.write_json(run.folder / "status.json", status)
+                files.write_status(run.folder, status)
                 reporter.say(f"run {run.id}: failed: {reason}")
 
 
@@ -175,7 +175,7 @@ class _Training:
 
     def _keep(self, moment: Moment, interrupts: Interrupts) -> None:
         """History to disk about every second, and always before a checkpoint that covers it."""
-        asked = interrupts.received  # once: a signal may come at any time
+        asked = interrupts.reason  # once: a signal may come at any time
         due = self.checkpoints.due or asked is not None
         if due or time.monotonic() - self.flushed > 1:
             for _, member in self.training:
@@ -186,5 +186,5 @@ class _Training:
         if asked is not None:
             self.checkpoints.close()
             epochs = moment.step / self.batches.updates
-            self.say(f"{asked.name}: kept at epoch {epochs:.4g}; goes on from there")
-            interrupts.deliver()
+            self.say(f"{asked}: kept at epoch {epochs:.4g}; goes on from there")
+            raise Interrupted

@@ -34,7 +34,7 @@ def test_importing_plots_imports_no_jax():
 def test_every_figure_has_the_two_widths():
     assert {"line", "sharpness_by_batch_size", "training_curves"} <= set(BUILT_IN)
     for name in BUILT_IN:
-        assert figures[name].arguments({"width": "column"}) == {"width": "column"}
+        assert figures[name].arguments({"width": "column"})["width"] == "column"
 
 
 def test_save_writes_four_files_without_losing_a_digit(plot, tmp_path):

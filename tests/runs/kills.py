@@ -39,6 +39,11 @@ member._row = slow
 cli.main()
 """
 
+LIMIT = """
+import resource
+resource.setrlimit(resource.RLIMIT_FSIZE, ({bytes}, {bytes}))
+"""
+
 
 def history(run):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in run.history]
@@ -72,16 +77,20 @@ class Killed:
     def errors(self):
         return (self.folder / "errors.txt").read_text()
 
-    def begin(self, root, seconds_between=0.2):
+    def begin(self, root, *overrides, seconds_between=0.2, largest_file=None, errors="errors.txt"):
+        """Starts the study; with `largest_file` no file may grow beyond so many bytes."""
         environment = {
             **os.environ, "SHARPFLAT_COMPILATION_CACHE": str(self.folder / "cache"),
             "JAX_PLATFORMS": "cpu",
         }  # fmt: skip
         script = SCRIPT.format(seconds_between=seconds_between)
-        with (self.folder / "errors.txt").open("w") as errors:
+        if largest_file is not None:
+            script = LIMIT.format(bytes=largest_file) + script
+        with (self.folder / errors).open("w") as stderr:
             return subprocess.Popen(
-                [sys.executable, "-c", script, "run", self.path, "--root", self.folder / root],
-                env=environment, stdout=subprocess.DEVNULL, stderr=errors, cwd=self.folder,
+                [sys.executable, "-c", script, "run", self.path, *overrides,
+                 "--root", self.folder / root],
+                env=environment, stdout=subprocess.DEVNULL, stderr=stderr, cwd=self.folder,
             )  # fmt: skip
 
     def begin_and_progress(self, root, **kwargs):
@@ -103,8 +112,8 @@ class Killed:
         process.wait()
         return at_work
 
-    def finish(self, root):
-        assert self.begin(root).wait(timeout=300) == 0, self.errors
+    def finish(self, root, *overrides):
+        assert self.begin(root, *overrides).wait(timeout=300) == 0, self.errors
 
     def difference(self, root):
         """What is not as in the unbroken study; None where all is."""

@@ -1,0 +1,116 @@
+"""Trainings on several devices at once, each on one: the same to the bit as one after another."""
+
+import os
+import threading
+
+import jax
+import pytest
+from runs.kills import Killed
+from runs.studies import write
+
+import sharpflat as sf
+from sharpflat import config as configs
+from sharpflat.runs import files, groups
+from sharpflat.runs.placing import placed
+
+TWO = jax.devices() * 2
+
+
+def test_two_devices_work_at_the_same_time():
+    both, done = threading.Barrier(2, timeout=60), []
+
+    def work(piece):
+        both.wait()
+        done.append((piece, jax.config.jax_default_device))
+
+    assert len(list(placed(work, "abcd", TWO, lambda: None))) == 4
+    assert sorted(piece for piece, _ in done) == list("abcd")
+    assert {device for _, device in done} == set(jax.devices())
+
+
+def test_one_device_works_here_and_in_order():
+    done = []
+    for number, _ in enumerate(placed(done.append, "abc", jax.devices(), lambda: None), start=1):
+        assert len(done) == number
+    assert done == list("abc")
+
+
+def test_one_that_raises_ends_all_and_is_raised():
+    began, asked = [], threading.Event()
+
+    def work(piece):
+        began.append(piece)
+        if piece == "a":
+            raise ValueError("a is wrong")
+        assert asked.wait(60)
+
+    with pytest.raises(ValueError, match="a is wrong"):
+        list(placed(work, "abcdef", TWO, asked.set))
+    assert len(began) <= 3, "what had not begun does not"
+
+
+def test_who_wants_no_more_ends_all():
+    asked = threading.Event()
+
+    def work(piece):
+        assert piece == "a" or asked.wait(60)
+
+    pieces = placed(work, "ab", TWO, asked.set)
+    next(pieces)
+    pieces.close()
+    assert asked.is_set()
+
+
+def test_as_many_devices_as_there_are_and_as_memory_allows(tmp_path, monkeypatch):
+    study = sf.load_config(write(tmp_path, seeds=6))
+    found = groups.groups(configs.cells(study), None)
+    assert groups.places(found, None) == jax.local_devices()[:1]
+    monkeypatch.setattr(jax, "local_devices", lambda: jax.devices() * 4)
+    assert len(groups.places(found, None)) == 4
+    assert len(groups.places(found, False)) == 1
+    assert len(groups.places(found[:1], None)) == 1
+    size = max(groups.update_bytes(group.members[0]) for group in found)
+    monkeypatch.setattr(groups, "device_memory", lambda: 2.5 * size / 4 / groups.SHARE_OF_MEMORY)
+    assert len(groups.places(found, None)) == 2
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    """A study of four runs that has trained them one a core."""
+    return Killed(tmp_path_factory.mktemp("study"), together=None)
+
+
+def test_one_a_core_is_to_the_bit_one_after_another(study):
+    study.finish("alone", "together=false")
+    assert study.difference("alone") is None
+
+
+def test_a_second_process_on_a_run_is_refused_by_name(study):
+    first = study.begin_and_progress("claimed")
+    second = study.begin("claimed", errors="second.txt")
+    assert second.wait(timeout=60) == 2
+    (line,) = (study.folder / "second.txt").read_text().splitlines()
+    assert line.startswith("sharpflat: run ")
+    assert f"another process works on it (process {first.pid})" in line
+    assert first.wait(timeout=120) == 0
+    assert study.difference("claimed") is None
+
+
+def test_a_full_disk_loses_nothing(study):
+    (file, *_) = (study.folder / "unbroken").glob("runs/*/history.jsonl")
+    assert study.begin("full", largest_file=file.stat().st_size * 2 // 3).wait(timeout=120) == 1
+    assert "File too large" in study.errors
+    lengths = [len(run.history) for run in sf.load_runs(study.folder / "full", "tiny")]
+    assert max(lengths) > 0, "the disk was full in the midst of training"
+    study.finish("full")
+    assert "goes on after epoch" in study.errors
+    assert study.difference("full") is None
+
+
+def test_where_not_even_the_reason_can_be_written_it_is_one_line(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, os.strerror(28))
+
+    monkeypatch.setattr(files, "write_json", full)
+    with pytest.raises(sf.InputError, match=r"cannot be written: no space left on device; what"):
+        files.write_status(tmp_path, {"status": "failed", "reason": "a full disk"})

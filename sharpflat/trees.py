@@ -52,3 +52,12 @@ def all_finite(tree: Any) -> jax.Array:
     """Whether every number in every leaf is finite (a scalar array)."""
     leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]
     return jnp.all(jnp.stack(leaves)) if leaves else jnp.asarray(True)
+
+
+def cast(tree: Any, dtype: str) -> Any:
+    """Its floating-point leaves in `dtype`."""
+
+    def one(leaf: jax.Array) -> jax.Array:
+        return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+
+    return jax.tree.map(one, tree)

@@ -18,7 +18,8 @@ SWEEPABLE = ("dataset", "model", "train")
 
 LATER = (
     "schedule", "warmup", "learning_rate_rule", "regime_adaptation", "clip", "gradient_penalty",
-    "accumulate", "ghost_batch_norm", "ema", "swa",
+    "accumulate", "ghost_batch_norm", "ema", "swa", "conservative", "augment", "label_noise",
+    "adversarial", "matmul_precision", "compute_dtype",
 )  # fmt: skip
 """Keys of `train` that ids leave out at their defaults: runs made before there were any stay."""
 

@@ -58,6 +58,42 @@ class Swa(Strict):
     every: Count = 1
 
 
+class Conservative(Strict):
+    """Steps on each batch with λ/2 ‖θ − θ_k‖² beside its loss: see `conservative` in training."""
+
+    strength: NonNegative = 1e-3
+    steps: Count = 3
+
+
+class Augment(Strict):
+    """Pictures flipped, turned by up to so many degrees, shifted by up to a part of their side."""
+
+    flip: bool = False
+    rotate: Annotated[float, pydantic.Field(ge=0, le=180)] = 0.0
+    shift: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.0
+
+
+class LabelNoise(Strict):
+    """A fraction of the training labels replaced by another class.
+
+    Drawn once by `draw`, for training and for what is measured on it; with `resample` at every
+    update instead (Damian et al., 2021), and what is measured has the data set's own labels.
+    """
+
+    fraction: Annotated[float, pydantic.Field(gt=0, le=1)]
+    draw: Seed = 0
+    resample: bool = False
+
+
+class Attack(Strict):
+    """Adversarial training: see `sharpflat.training.Adversarial`."""
+
+    epsilon: Positive = 0.1
+    share: Annotated[float, pydantic.Field(gt=0, le=1)] = 0.5
+    norm: Literal["linf", "l2"] = "linf"
+    steps: Count = 1
+
+
 class Train(Strict):
     """How a run is trained.
 
@@ -65,6 +101,8 @@ class Train(Strict):
     `gradient_penalty` the c of L + c/2 ‖∇L‖². A batch is passed through in `accumulate` parts, each
     of which batch norm normalises by itself; so it does every `ghost_batch_norm` examples. With
     `ema` or `swa` that average of the parameters is evaluated, kept and measured.
+    `matmul_precision` (JAX's names) and `compute_dtype` are of training only: what is evaluated and
+    measured is in float32, as parameters and averages always are.
     """
 
     batch_size: Count
@@ -86,6 +124,14 @@ class Train(Strict):
     ghost_batch_norm: Count | None = None
     ema: Ema | None = None
     swa: Swa | None = None
+    conservative: Conservative | None = None
+    augment: Augment | None = None
+    label_noise: LabelNoise | None = None
+    adversarial: Attack | None = None
+    matmul_precision: (
+        Literal["default", "high", "highest", "bfloat16", "tensorfloat32", "float32"] | None
+    ) = None
+    compute_dtype: Literal["bfloat16"] | None = None
 
 
 class Measure(Strict):

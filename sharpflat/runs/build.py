@@ -17,11 +17,22 @@ from sharpflat.networks import Model
 from sharpflat.networks.adapter import has_batch_norm
 from sharpflat.objective import LOSSES, BatchNormPolicy, Objective
 from sharpflat.registry import Entry, InputError, datasets, models, optimizers
-from sharpflat.training import Batches, Recipe, TrainState, make_optimizer, scaling, start
+from sharpflat.training import (
+    Adversarial,
+    Augmentation,
+    Batches,
+    Recipe,
+    TrainState,
+    make_optimizer,
+    noisy_labels,
+    scaling,
+    start,
+)
 
 WITHOUT_SHAPE: dict[str, Any] = {
     "batch_size": 1, "accumulate": 1, "ghost_batch_norm": None, "regime_adaptation": None,
-    "drop_last": False, "eval_every": None, "stop": {},
+    "drop_last": False, "eval_every": None, "stop": {}, "augment": None, "label_noise": None,
+    "adversarial": None, "conservative": None, "matmul_precision": None, "compute_dtype": None,
 }  # fmt: skip
 """Of a `train` block: no array of a run's state depends on these."""
 
@@ -72,11 +83,52 @@ def build_recipe(config: dict[str, Any]) -> Recipe:
     entry = models[model.pop("name")]
     outputs = data.dataset.classes or data.train.labels[0].size
     network = Model.of(entry(outputs, **entry.arguments(model)))
+    of_batches = _of_batches(train, data)
     return Recipe(
         network, LOSSES[train["loss"]], make_optimizer_of(config),
         train.get("clip"), train.get("gradient_penalty"),
         train["batch_size"] // train.get("accumulate", 1), train.get("ghost_batch_norm"),
+        matmul_precision=train.get("matmul_precision"), compute_dtype=train.get("compute_dtype"),
+        **of_batches,
     )  # fmt: skip
+
+
+def _of_batches(train: dict[str, Any], data: Resident) -> dict[str, Any]:
+    """What a recipe does to its batches.
+
+    Raises:
+        InputError: data that it cannot be done to.
+    """
+    augment, noise, attack = (train.get(key) for key in ("augment", "label_noise", "adversarial"))
+    name, shape = data.dataset.name, data.train.inputs.shape[1:]
+    if augment and len(shape) != 3:
+        raise InputError(
+            f"train.augment: needs pictures [height, width, channels], and an example of {name!r} "
+            f"is {list(shape)}"
+        )
+    classes = data.dataset.classes
+    if noise and classes is None:
+        raise InputError(f"train.label_noise: needs classes, and {name!r} has real-valued labels")
+    return {
+        "augmentation": Augmentation(**augment) if augment else None,
+        "relabel": (classes, noise["fraction"]) if noise and noise["resample"] else None,
+        "adversarial": Adversarial(**attack) if attack else None,
+    }
+
+
+def training_labels(config: dict[str, Any]) -> jax.Array:
+    """The labels that a run is trained on: the data set's, or these with noise drawn once."""
+    data, noise = resident(config["dataset"]), config["train"].get("label_noise")
+    if not noise or noise["resample"]:
+        return data.train.labels
+    assert data.dataset.classes is not None
+    return noisy_labels(data.train.labels, data.dataset.classes, noise["fraction"], noise["draw"])
+
+
+def own_data(config: dict[str, Any]) -> Resident:
+    """The data set of a run, with the labels it is trained on."""
+    data = resident(config["dataset"])
+    return data._replace(train=data.train._replace(labels=training_labels(config)))
 
 
 def check_fit(config: dict[str, Any]) -> None:
@@ -135,12 +187,15 @@ def optimizer_arguments(config: dict[str, Any]) -> tuple[str, dict[str, Any], di
     train, size = config["train"], resident(config["dataset"]).train.size
     arguments, rule = {**train["optimizer"]}, train.get("learning_rate_rule")
     per_epoch = Batches(size, train["batch_size"], train["drop_last"]).updates
+    held = train.get("conservative")
+    steps = per_epoch * (held["steps"] if held else 1)
     factors = {
         "scale": scaling(rule["rule"], train["batch_size"], rule["reference"]) if rule else 1.0,
         "schedule": train.get("schedule"),
-        "warmup": train.get("warmup", 0.0) * per_epoch,
-        "updates": epochs_of(train) * per_epoch,
+        "warmup": train.get("warmup", 0.0) * steps,
+        "updates": epochs_of(train) * steps,
         "average": _average(train, per_epoch),
+        "conservative": (held["strength"], held["steps"]) if held else None,
     }
     return arguments.pop("name"), arguments, factors
 

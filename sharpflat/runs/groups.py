@@ -22,6 +22,7 @@ from sharpflat.runs.build import (
     resident,
     shape_key,
     state_like,
+    training_labels,
 )
 from sharpflat.training import Members, optimizer_of, update
 
@@ -57,8 +58,16 @@ class Group(NamedTuple):
         return Members(
             [member.seed for member in self.members], numbers,
             optimizer_of(name, arguments, free=self.free, **factors),
-            np.ones(len(self.members), bool),
+            np.ones(len(self.members), bool), self._labels(),
         )  # fmt: skip
+
+    def _labels(self) -> jax.Array | None:
+        """Each member's own, where they differ."""
+        configs = [member.resolved() for member in self.members]
+        draws = {json.dumps(config["train"].get("label_noise")) for config in configs}
+        if len(draws) == 1:
+            return None
+        return jnp.stack([training_labels(config) for config in configs])
 
 
 def groups(cells: Sequence[RunConfig], together: bool | None) -> list[Group]:
@@ -76,11 +85,13 @@ def groups(cells: Sequence[RunConfig], together: bool | None) -> list[Group]:
 
 
 def _likeness(cell: RunConfig) -> str:
-    """Equal for runs that may differ in seed and in the optimizer's numbers only."""
+    """Equal for runs that may differ in seed, labels and the optimizer's numbers only."""
     config = cell.resolved()
     numbers = _numbers(config)
     optimizer = {k: v for k, v in config["train"]["optimizer"].items() if k not in numbers}
+    noise = config["train"].get("label_noise")
     train = {**config["train"], "optimizer": optimizer}
+    train["label_noise"] = noise and {**noise, "draw": 0}
     return json.dumps({**config, "train": train, "seed": 0}, sort_keys=True)
 
 

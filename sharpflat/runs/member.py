@@ -16,7 +16,7 @@ from sharpflat.networks import Model, recalibrate
 from sharpflat.objective import Objective
 from sharpflat.registry import InputError
 from sharpflat.runs import files
-from sharpflat.runs.build import Resident, build_recipe, epochs_of, resident
+from sharpflat.runs.build import Resident, build_recipe, epochs_of, own_data
 from sharpflat.runs.progress import Reporter
 from sharpflat.runs.provenance import command, commit, now, provenance
 from sharpflat.runs.snapshots import save_tree
@@ -34,7 +34,7 @@ class Member:
         self.config = config.resolved()
         self.settings = self.config["train"]
         self.last = epochs_of(self.settings)
-        self.data: Resident = resident(self.config["dataset"])
+        self.data: Resident = own_data(self.config)
         self.recipe: Recipe = build_recipe(self.config)
         self.stopping = Stopping(**self.settings["stop"])
         self.rows: list[dict[str, Any]] = []

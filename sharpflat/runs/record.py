@@ -10,7 +10,7 @@ import yaml
 
 from sharpflat.objective import BatchNormPolicy, Objective
 from sharpflat.registry import InputError, closest
-from sharpflat.runs.build import build_recipe, resident, state_like
+from sharpflat.runs.build import build_recipe, own_data, resident, state_like
 from sharpflat.runs.files import read_fields, read_lines
 from sharpflat.runs.snapshots import load_tree
 
@@ -155,7 +155,7 @@ class Run:
         if split not in ("train", "test"):
             raise InputError(f"split: unknown {split!r}{closest(split, ('train', 'test'))}")
         self.check_data()
-        data = resident(self.config["dataset"])
+        data = own_data(self.config)
         batch = data.train if split == "train" else data.test
         if examples is not None and examples > batch.size:
             raise InputError(f"measure.examples: {examples} is above the {batch.size} of {split!r}")

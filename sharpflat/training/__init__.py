@@ -1,8 +1,11 @@
 """Training: update rules, batching, compiled segments, stopping rules."""
 
 from sharpflat.registry import import_modules, optimizers, schedules
+from sharpflat.training.adversarial import Adversarial
+from sharpflat.training.augmentation import Augmentation
 from sharpflat.training.averages import evaluated
 from sharpflat.training.batching import Batches
+from sharpflat.training.label_noise import noisy_labels
 from sharpflat.training.optimizer import ScalingRule, make_optimizer, optimizer_of, scaling
 from sharpflat.training.segments import (
     Epoch,
@@ -18,6 +21,8 @@ from sharpflat.training.stopping import Stopping
 from sharpflat.training.update import Recipe, TrainState, update
 
 __all__ = [
+    "Adversarial",
+    "Augmentation",
     "Batches",
     "Epoch",
     "Members",
@@ -32,6 +37,7 @@ __all__ = [
     "epochs",
     "evaluated",
     "make_optimizer",
+    "noisy_labels",
     "optimizer_of",
     "optimizers",
     "scaling",

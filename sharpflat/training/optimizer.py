@@ -11,6 +11,7 @@ import optax
 
 from sharpflat.registry import InputError, optimizers, schedules
 from sharpflat.training.averages import ema, swa
+from sharpflat.training.conservative import conservative as several_steps
 from sharpflat.training.learning_rate import factor_of
 
 Build = Callable[[dict[str, Any]], optax.GradientTransformation]
@@ -39,6 +40,7 @@ def optimizer_of(
     warmup: float = 0.0,
     updates: int = 0,
     average: tuple[Any, ...] | None = None,
+    conservative: tuple[float, int] | None = None,
 ) -> Build:
     """The optimizer `name` as a function of its arguments `free`, by name; equal for equal others.
 
@@ -53,6 +55,8 @@ def optimizer_of(
         warmup: updates in which the rate rises from 0.
         updates: of the whole training, for schedule and warm-up.
         average: of its parameters, `("ema", decay)` or `("swa", first, every)`, in updates.
+        conservative: strength of the proximal term and steps on each batch; an update of schedule
+            and warm-up is then a step.
 
     Raises:
         InputError: an unknown name or argument; a schedule shorter than its warm-up; an optimizer
@@ -67,7 +71,7 @@ def optimizer_of(
     checked = {key: value for key, value in checked.items() if key not in free}
     factors = {
         "scale": scale, "schedule": schedule, "warmup": warmup, "updates": updates,
-        "average": average,
+        "average": average, "conservative": conservative,
     }  # fmt: skip
     shape = schedules[schedule["name"]].function if schedule else None
     return _build(entry.function, shape, json.dumps([checked, factors], sort_keys=True))
@@ -101,6 +105,8 @@ def _build(function: Any, shape: Any, text: str) -> Build:
                 factor = factor_of(given.pop("name"), given, factors["warmup"], factors["updates"])
                 arguments["learning_rate"] = lambda count: rate * factor(count)
         rule = function(**arguments)
+        if factors["conservative"] is not None:
+            rule = several_steps(rule, *factors["conservative"])
         if factors["average"] is None:
             return rule
         kind, *given = factors["average"]

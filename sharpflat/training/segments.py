@@ -48,18 +48,20 @@ class Members:
         numbers: the optimizer's arguments in which they differ, a value each.
         optimizer_of: the optimizer of such numbers; equal groups need the same function.
         active: whether each still trains; where it does not, nothing of it changes any more.
+        labels: of each, `[members, n]`, where they are not those of the data.
     """
 
     seeds: Sequence[int]
     numbers: Mapping[str, Sequence[float]]
     optimizer_of: Callable[[Any], optax.GradientTransformation]
     active: np.ndarray
+    labels: jax.Array | None = None
 
     @property
-    def given(self) -> tuple[Any, Any]:
-        """Numbers and activity, as arrays."""
+    def given(self) -> tuple[Any, Any, Any]:
+        """Numbers, activity and labels, as arrays."""
         numbers = {name: jnp.asarray(values) for name, values in self.numbers.items()}
-        return numbers, jnp.asarray(self.active)
+        return numbers, jnp.asarray(self.active), self.labels
 
 
 class Epoch(NamedTuple):
@@ -191,12 +193,14 @@ class Drawn(NamedTuple):
         key: of dropout and the like.
         numbers: arguments of its optimizer, where they are not those of all.
         active: whether it still trains.
+        labels: its own, `[n]`.
     """
 
     order: jax.Array
     key: jax.Array
     numbers: Any = None
     active: Any = None
+    labels: Any = None
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), donate_argnums=(3, 4))
@@ -223,7 +227,8 @@ def _segment(
         state, (loss_sum, correct) = carry
         indices = jax.lax.dynamic_slice(drawn.order, (offset + i * size,), (size,))
         step_key = jax.random.fold_in(drawn.key, step + i - first)
-        state, loss, accuracy = update(recipe, state, data.take(indices), step_key)
+        own = data if drawn.labels is None else data._replace(labels=drawn.labels)
+        state, loss, accuracy = update(recipe, state, own.take(indices), step_key)
         return state, (loss_sum + loss * size, correct + accuracy * size)
 
     def member(i: jax.Array, carry: Any, drawn: Drawn) -> Any:

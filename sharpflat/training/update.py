@@ -4,15 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from sharpflat import trees
 from sharpflat.batch import Batch
 from sharpflat.networks.adapter import Model
 from sharpflat.objective import hit_rate
+from sharpflat.training.adversarial import Adversarial, attacked
+from sharpflat.training.augmentation import Augmentation, augmented
+from sharpflat.training.label_noise import resampled
+
+# Numbers that tell an update's random keys apart; those from 2 on are of the batch's chunks.
+OPTIMIZER, AUGMENTATION, LABELS = 1, 2**31 - 1, 2**31 - 2
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,12 @@ class Recipe:
         chunk: examples a pass; a batch's gradient is then accumulated, batch norm sees each
             chunk's own statistics, and its averages are the mean of what the chunks make of them.
         ghost: examples that batch norm normalises together, all in one pass; averages likewise.
+        augmentation: of the batch's pictures, drawn for each update.
+        relabel: (classes, fraction) of labels that are replaced by another class at each update.
+        adversarial: beside the loss of the inputs, that of inputs which were moved to raise it.
+        matmul_precision: of products, as `jax.default_matmul_precision` has it.
+        compute_dtype: of the forward and the backward pass; parameters, averages and the loss
+            itself keep their own.
     """
 
     model: Model
@@ -38,6 +52,11 @@ class Recipe:
     gradient_penalty: float | None = None
     chunk: int | None = None
     ghost: int | None = None
+    augmentation: Augmentation | None = None
+    relabel: tuple[int, float] | None = None
+    adversarial: Adversarial | None = None
+    matmul_precision: str | None = None
+    compute_dtype: str | None = None
 
 
 class TrainState(NamedTuple):
@@ -60,6 +79,7 @@ def update(
     recipe: Recipe, state: TrainState, batch: Batch, key: jax.Array
 ) -> tuple[TrainState, jax.Array, jax.Array]:
     """One update, with the loss and the accuracy before it."""
+    batch = _drawn(recipe, batch, key)
 
     def gradient(params: Any) -> tuple[Seen, Any]:
         return _gradient(recipe, params, state.model_state, batch, key)
@@ -67,10 +87,20 @@ def update(
     seen, grads = gradient(state.params)
     updates, opt_state = optax.with_extra_args_support(recipe.optimizer).update(
         grads, state.opt_state, state.params,
-        grad_fn=lambda point: gradient(point)[1], key=jax.random.fold_in(key, 1),
+        grad_fn=lambda point: gradient(point)[1], key=jax.random.fold_in(key, OPTIMIZER),
     )  # fmt: skip
     params = optax.apply_updates(state.params, updates)
     return TrainState(params, seen.model_state, opt_state), seen.loss, seen.accuracy
+
+
+def _drawn(recipe: Recipe, batch: Batch, key: jax.Array) -> Batch:
+    """The batch as this update sees it."""
+    inputs, labels = batch
+    if recipe.augmentation is not None:
+        inputs = augmented(recipe.augmentation, inputs, jax.random.fold_in(key, AUGMENTATION))
+    if recipe.relabel is not None:
+        labels = resampled(labels, *recipe.relabel, jax.random.fold_in(key, LABELS))
+    return Batch(inputs, labels)
 
 
 def _gradient(
@@ -80,7 +110,9 @@ def _gradient(
         return _of_chunk(recipe, params, model_state, chunk, key)
 
     whole = recipe.chunk is None or batch.size <= recipe.chunk
-    seen, grads = part(batch, key) if whole else _accumulated(part, batch, recipe.chunk or 1, key)
+    with jax.default_matmul_precision(recipe.matmul_precision):
+        found = part(batch, key) if whole else _accumulated(part, batch, recipe.chunk or 1, key)
+    seen, grads = found
     if recipe.clip is not None:
         grads, _ = optax.clip_by_global_norm(recipe.clip).update(grads, optax.EmptyState())
     return seen, grads
@@ -114,7 +146,16 @@ def _of_chunk(
     def mean_loss(params: Any) -> tuple[jax.Array, Seen]:
         outputs, state = _outputs(recipe, params, model_state, batch.inputs, key)
         loss = jnp.mean(recipe.loss(outputs, batch.labels))
-        return loss, Seen(loss, hit_rate(outputs, batch.labels), state)
+        seen = Seen(loss, hit_rate(outputs, batch.labels), state)
+        if recipe.adversarial is None:
+            return loss, seen
+        share = recipe.adversarial.share
+        inputs = attacked(recipe.adversarial, partial(loss_of, params), batch.inputs)
+        return (1 - share) * loss + share * loss_of(params, inputs), seen
+
+    def loss_of(params: Any, inputs: jax.Array) -> jax.Array:
+        outputs, _ = _outputs(recipe, params, model_state, inputs, key)
+        return jnp.mean(recipe.loss(outputs, batch.labels))
 
     plain, penalty = jax.grad(mean_loss, has_aux=True), recipe.gradient_penalty
     if penalty is None:
@@ -135,9 +176,15 @@ def _outputs(
     """Outputs with the batch's statistics, or those of each of its ghosts, and the new state."""
 
     def apply(inputs: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
-        return recipe.model.apply(
-            params, model_state, inputs, batch_statistics=True, dropout=True, key=key
+        given, seen = params, inputs
+        if recipe.compute_dtype is not None:
+            given, seen = trees.cast((params, inputs), recipe.compute_dtype)
+        outputs, state = recipe.model.apply(
+            given, model_state, seen, batch_statistics=True, dropout=True, key=key
         )
+        if recipe.compute_dtype is not None:
+            outputs, state = trees.cast((outputs, state), "float32")
+        return outputs, state
 
     if recipe.ghost is None or len(inputs) <= recipe.ghost:
         return apply(inputs, key)

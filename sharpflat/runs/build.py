@@ -27,24 +27,36 @@ WITHOUT_SHAPE: dict[str, Any] = {
 
 
 class Resident(NamedTuple):
-    """A data set, with its two splits on the device."""
+    """A data set in memory: its two splits in NumPy arrays, or on the device."""
 
     dataset: Dataset
     train: Batch
     test: Batch
 
+    @property
+    def nbytes(self) -> int:
+        """Of both splits."""
+        return sum(array.nbytes for array in (*self.train, *self.test))
 
-def resident(spec: dict[str, Any]) -> Resident:
+
+def resident(spec: dict[str, Any], on_device: bool = False) -> Resident:
     """The data set that `spec` (`{name: ..., argument: ...}`) asks for; kept for the next call."""
-    return _resident(datasets[spec["name"]], json.dumps(spec, sort_keys=True))
+    entry, text = datasets[spec["name"]], json.dumps(spec, sort_keys=True)
+    return _on_device(entry, text) if on_device else _resident(entry, text)
 
 
 @functools.lru_cache(maxsize=2)
 def _resident(entry: Entry, spec: str) -> Resident:
     arguments = json.loads(spec)
     dataset = load(arguments.pop("name"), arguments)
-    train, test = (jax.tree.map(jnp.asarray, split) for split in (dataset.train, dataset.test))
-    return Resident(dataset, Batch(*train), Batch(*test))
+    return Resident(dataset, dataset.train, dataset.test)
+
+
+@functools.lru_cache(maxsize=2)
+def _on_device(entry: Entry, spec: str) -> Resident:
+    held = _resident(entry, spec)
+    train, test = (jax.tree.map(jnp.asarray, split) for split in (held.train, held.test))
+    return Resident(held.dataset, train, test)
 
 
 def build_recipe(config: dict[str, Any]) -> Recipe:

@@ -9,10 +9,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from sharpflat.batch import Batch
 from sharpflat.networks.adapter import Model
 from sharpflat.objective import hit_rate
+from sharpflat.training.sharding import divided
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Recipe:
         chunk: examples a pass; a batch's gradient is then accumulated, batch norm sees each
             chunk's own statistics, and its averages are the mean of what the chunks make of them.
         ghost: examples that batch norm normalises together, all in one pass; averages likewise.
+        mesh: the devices that share the examples of a pass; one device without.
     """
 
     model: Model
@@ -38,6 +41,7 @@ class Recipe:
     gradient_penalty: float | None = None
     chunk: int | None = None
     ghost: int | None = None
+    mesh: Mesh | None = None
 
 
 class TrainState(NamedTuple):
@@ -111,6 +115,8 @@ def _accumulated(part: Callable[..., Any], batch: Batch, chunk: int, key: jax.Ar
 def _of_chunk(
     recipe: Recipe, params: Any, model_state: Any, batch: Batch, key: jax.Array
 ) -> tuple[Seen, Any]:
+    batch = divided(recipe.mesh, batch)
+
     def mean_loss(params: Any) -> tuple[jax.Array, Seen]:
         outputs, state = _outputs(recipe, params, model_state, batch.inputs, key)
         loss = jnp.mean(recipe.loss(outputs, batch.labels))

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from sharpflat.registry import InputError
@@ -132,7 +133,10 @@ class Checkpoints:
             import orbax.checkpoint as ocp
 
             logging.getLogger("absl").setLevel(logging.ERROR)
-            options = ocp.CheckpointManagerOptions(max_to_keep=2, create=True)
+            make_folder(self.folder)
+            alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+            several = {"multiprocessing_options": alone} if jax.process_count() > 1 else {}
+            options = ocp.CheckpointManagerOptions(max_to_keep=2, create=False, **several)
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         return self._manager
 

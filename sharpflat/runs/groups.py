@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import math
-import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,9 +22,8 @@ from sharpflat.runs.build import (
     shape_key,
     state_like,
 )
+from sharpflat.runs.layout import SHARE_OF_MEMORY, device_memory, is_streamed
 from sharpflat.training import Members, optimizer_of, update
-
-SHARE_OF_MEMORY = 0.5
 
 
 class Group(NamedTuple):
@@ -61,15 +59,21 @@ class Group(NamedTuple):
         )  # fmt: skip
 
 
-def groups(cells: Sequence[RunConfig], together: bool | None) -> list[Group]:
-    """The runs, grouped; `together` is None for what is faster: one by one on a CPU."""
+def groups(
+    cells: Sequence[RunConfig], together: bool | None, on_device: bool | None = None
+) -> list[Group]:
+    """The runs, grouped; `together` is None for what is faster: one by one on a CPU.
+
+    Those whose data set is streamed, see `is_streamed`, train alone.
+    """
     if together is None:
         together = jax.default_backend() != "cpu"
     if not together:
         return [Group((cell,)) for cell in cells]
     alike: dict[str, list[RunConfig]] = {}
     for cell in cells:
-        alike.setdefault(_likeness(cell), []).append(cell)
+        alone = cell.id if is_streamed(cell.dataset, on_device) else ""
+        alike.setdefault(_likeness(cell) + alone, []).append(cell)
     found = [group for runs in alike.values() for group in _split(runs)]
     places = {cell.id: place for place, cell in enumerate(cells)}
     return sorted(found, key=lambda group: places[group.members[0].id])
@@ -140,11 +144,3 @@ def _update_bytes(key: str, batch_size: int) -> float:
     shapes = (state_like(config), batch, jax.eval_shape(lambda: jax.random.key(0)))
     lowered: Any = jax.jit(update, static_argnums=0).lower(recipe, *shapes)
     return lowered.cost_analysis()["bytes accessed"]
-
-
-def device_memory() -> float:
-    """Bytes of the device's memory; of the machine's on a CPU."""
-    stats = jax.devices()[0].memory_stats()
-    if stats is None:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return stats["bytes_limit"]

@@ -3,6 +3,7 @@
 from sharpflat.registry import import_modules, optimizers, schedules
 from sharpflat.training.averages import evaluated
 from sharpflat.training.batching import Batches
+from sharpflat.training.feeding import prefetched
 from sharpflat.training.optimizer import ScalingRule, make_optimizer, optimizer_of, scaling
 from sharpflat.training.segments import (
     Epoch,
@@ -14,6 +15,7 @@ from sharpflat.training.segments import (
     epochs,
     start,
 )
+from sharpflat.training.sharding import agreed, data_mesh, own, shared, shares
 from sharpflat.training.stopping import Stopping
 from sharpflat.training.update import Recipe, TrainState, update
 
@@ -27,15 +29,21 @@ __all__ = [
     "Stopping",
     "TrainState",
     "advance",
+    "agreed",
     "beginning",
+    "data_mesh",
     "epoch_of",
     "epochs",
     "evaluated",
     "make_optimizer",
     "optimizer_of",
     "optimizers",
+    "own",
+    "prefetched",
     "scaling",
     "schedules",
+    "shared",
+    "shares",
     "start",
     "update",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
@@ -107,7 +107,7 @@ def advance(
     seed: int | Members,
     drop_last: bool = False,
     streamed_by: int | None = None,
-) -> Iterator[Moment]:
+) -> Generator[Moment, None, None]:
     """Train on from `moment` without end; every example once an epoch, in a new order each.
 
     The order derives from `(seed, epoch)` alone, dropout from `(seed, step)`: what comes next
@@ -158,7 +158,8 @@ def advance(
         try:
             yield Moment(step, sums, state, seconds)
         except GeneratorExit:
-            _agree(mesh, 0, members)
+            if mesh is not None:
+                _agree(mesh, 0, members)
             raise
         length = _agree(mesh, length, members)
 

@@ -87,6 +87,14 @@ def own(mesh: Mesh | None, tree: Any) -> Any:
     return _by_numbers(lambda numbers: jax.tree.map(pick, numbers), tree)
 
 
+def shared(mesh: Mesh | None, batch: Any) -> Any:
+    """`batch` from this process, its examples divided among its devices."""
+    if mesh is None:
+        return jax.device_put(batch)
+    examples = len(jax.tree.leaves(batch)[0])
+    return jax.device_put(batch, by_examples(data_mesh(mesh.local_devices), examples))
+
+
 def _by_numbers(function: Callable[[Any], Any], tree: Any) -> Any:
     """`function` of the tree, with typed PRNG keys as their numbers."""
 

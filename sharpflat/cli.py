@@ -18,6 +18,9 @@ Overrides = Annotated[
 ]
 Root = Annotated[str, typer.Option(help="Folder of all results.")]
 Plugins = Annotated[list[str] | None, typer.Option("--plugin", help="A file of your own entries.")]
+Distributed = Annotated[
+    bool, typer.Option("--distributed", help="Train with the other processes of this job.")
+]
 
 
 @app.callback()
@@ -32,20 +35,28 @@ def run(
     root: Root = "results",
     plugin: Plugins = None,
     dry_run: Annotated[bool, typer.Option(help="Only say what would be done.")] = False,
+    distributed: Distributed = False,
 ) -> None:
     """Train, measure, draw; safe to repeat, goes on where it stopped."""
     from sharpflat import report, runs
+    from sharpflat.runs.processes import join, leave
     from sharpflat.runs.progress import shown
     from sharpflat.runs.setup import use_all_cores
 
-    use_all_cores()
+    if distributed:
+        join()
+    else:
+        use_all_cores()
     study = runs.load_config(config, overrides or [], plugin or [])
     if dry_run:
         for line in report.plan_lines(study, runs.plan(study, root)):
             print(line)
         return
     with shown() as reporter:
-        done = runs.run(study, root, reporter)
+        runs.train(study, root, reporter)
+        if distributed and not leave():
+            return
+        done = runs.measure(study, root, reporter)
     _show(root, study.study)
     failures = runs.failures(done, study)
     report.draw(root, study.study, study.figures, failures.append)
@@ -54,14 +65,22 @@ def run(
 
 @app.command()
 def train(
-    config: ConfigFile, overrides: Overrides = None, root: Root = "results", plugin: Plugins = None
+    config: ConfigFile,
+    overrides: Overrides = None,
+    root: Root = "results",
+    plugin: Plugins = None,
+    distributed: Distributed = False,
 ) -> None:
     """Train a study's runs; those that are finished stay as they are."""
     from sharpflat import runs
+    from sharpflat.runs.processes import join
     from sharpflat.runs.progress import shown
     from sharpflat.runs.setup import use_all_cores
 
-    use_all_cores()
+    if distributed:
+        join()
+    else:
+        use_all_cores()
     study = runs.load_config(config, overrides or [], plugin or [])
     with shown() as reporter:
         done = runs.train(study, root, reporter)

@@ -182,6 +182,12 @@ class Config(Strict):
     `together`: true trains runs that differ only in seed, or in numbers of their optimizer, as one
     program; false trains one run after another. By default the way that is faster on this device:
     as one program on an accelerator, on a CPU each run alone, one on each core.
+
+    `data_parallel`: whether all devices share the examples of each pass; by default where they are
+    several accelerators, or of several processes.
+
+    `dataset_on_device`: whether the data set stays on the device while it trains, or is streamed
+    from the host; by default where it fits into half of the device's memory.
     """
 
     study: Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -192,6 +198,8 @@ class Config(Strict):
     seeds: Count | Annotated[list[Seed], pydantic.Field(min_length=1)] = 1
     sweep: dict[str, Values] | list[dict[str, Any]] = {}
     together: bool | None = None
+    data_parallel: bool | None = None
+    dataset_on_device: bool | None = None
     measure: Measure | list[Measure] = Measure()
     landscape: list[Landscape] = []
     figures: list[Spec] | None = None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -58,20 +59,43 @@ def recalibrate(model: Model, params: Any, model_state: Any, data: Batch, chunk:
         return {name: (after[name] / (1 - (one[name] - zero[name])))[None] for name in after}
 
     by_chunk = map_over_chunks(statistics, data, chunk)
-    return state_with(_pooled(by_chunk, names[i], data.size, chunk) for i in averages)
+    count = math.ceil(data.size / min(chunk, data.size))
+    sizes = jnp.minimum(chunk, data.size - chunk * jnp.arange(count))
+    return state_with(_pooled(by_chunk, names[i], sizes / data.size) for i in averages)
 
 
-def _pooled(by_chunk: dict[str, jax.Array], name: str, examples: int, chunk: int) -> jax.Array:
-    """One average over all examples from its values `[chunks, ...]`."""
-    rows = by_chunk[name]
-    sizes = jnp.minimum(chunk, examples - chunk * jnp.arange(len(rows)))
-    weights = (sizes / examples).astype(rows.dtype).reshape(-1, *[1] * (rows.ndim - 1))
-    pooled = jnp.sum(weights * rows, axis=0)
-    means = by_chunk.get(_sibling_mean(name))
+def pooled(states: Sequence[Any], sizes: Sequence[int]) -> Any:
+    """The model state over all examples, from those that `recalibrate` gives for parts of them.
+
+    It is that of all at once where each part but the last is a number of whole chunks.
+
+    Args:
+        states: one a part.
+        sizes: examples of each.
+    """
+    if len(states) == 1:
+        return states[0]
+    paths, structure = jax.tree.flatten_with_path(states[0])
+    names = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+    stacked = [jnp.stack(leaves) for leaves in zip(*map(jax.tree.leaves, states), strict=True)]
+    rows, shares = dict(zip(names, stacked, strict=True)), jnp.asarray(sizes) / sum(sizes)
+    averages = [
+        _pooled(rows, name, shares) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+        for name, (_, leaf) in zip(names, paths, strict=True)
+    ]
+    return jax.tree.unflatten(structure, averages)
+
+
+def _pooled(by_part: dict[str, jax.Array], name: str, shares: jax.Array) -> jax.Array:
+    """One average over all examples from its values `[parts, ...]` and their shares `[parts]`."""
+    rows = by_part[name]
+    weights = shares.astype(rows.dtype).reshape(-1, *[1] * (rows.ndim - 1))
+    average = jnp.sum(weights * rows, axis=0)
+    means = by_part.get(_sibling_mean(name))
     if means is None:
-        return pooled
+        return average
     center = jnp.sum(weights * means, axis=0)
-    return pooled + jnp.sum(weights * (means - center[None]) ** 2, axis=0)
+    return average + jnp.sum(weights * (means - center[None]) ** 2, axis=0)
 
 
 def _sibling_mean(name: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from sharpflat.batch import Batch
@@ -38,33 +39,41 @@ WITHOUT_SHAPE: dict[str, Any] = {
 
 
 class Resident(NamedTuple):
-    """A data set, with its two splits on the device."""
+    """A data set in memory: its two splits in NumPy arrays, or on the device."""
 
     dataset: Dataset
     train: Batch
     test: Batch
 
+    @property
+    def nbytes(self) -> int:
+        """Of both splits."""
+        return sum(array.nbytes for array in (*self.train, *self.test))
 
-def resident(spec: dict[str, Any]) -> Resident:
+
+def resident(spec: dict[str, Any], on_device: bool = False) -> Resident:
     """The data set that `spec` (`{name: ..., argument: ...}`) asks for; kept for the next call.
 
-    It lies on the default device of the thread that asks.
+    On the host, or on the default device of the thread that asks.
     """
-    text = json.dumps(spec, sort_keys=True)
-    return _resident(datasets[spec["name"]], text, getattr(jax.config, "jax_default_device", None))
-
-
-@functools.lru_cache(maxsize=16)
-def _resident(entry: Entry, spec: str, device: Any) -> Resident:
-    dataset = _loaded(entry, spec)
-    train, test = (jax.tree.map(jnp.asarray, split) for split in (dataset.train, dataset.test))
-    return Resident(dataset, Batch(*train), Batch(*test))
+    entry, text = datasets[spec["name"]], json.dumps(spec, sort_keys=True)
+    if not on_device:
+        return _resident(entry, text)
+    return _on_device(entry, text, getattr(jax.config, "jax_default_device", None))
 
 
 @functools.lru_cache(maxsize=2)
-def _loaded(entry: Entry, spec: str) -> Dataset:
+def _resident(entry: Entry, spec: str) -> Resident:
     arguments = json.loads(spec)
-    return load(arguments.pop("name"), arguments)
+    dataset = load(arguments.pop("name"), arguments)
+    return Resident(dataset, dataset.train, dataset.test)
+
+
+@functools.lru_cache(maxsize=16)
+def _on_device(entry: Entry, spec: str, device: Any) -> Resident:
+    held = _resident(entry, spec)
+    train, test = (jax.tree.map(jnp.asarray, split) for split in (held.train, held.test))
+    return Resident(held.dataset, train, test)
 
 
 def build_recipe(config: dict[str, Any]) -> Recipe:
@@ -116,19 +125,17 @@ def _of_batches(train: dict[str, Any], data: Resident) -> dict[str, Any]:
     }
 
 
-def training_labels(config: dict[str, Any]) -> jax.Array:
-    """The labels that a run is trained on: the data set's, or these with noise drawn once."""
-    data, noise = resident(config["dataset"]), config["train"].get("label_noise")
+def own_data(config: dict[str, Any], on_device: bool = False) -> Resident:
+    """The data set of a run, with the labels it is trained on: as they are, or with noise."""
+    data, noise = resident(config["dataset"], on_device), config["train"].get("label_noise")
     if not noise or noise["resample"]:
-        return data.train.labels
+        return data
     assert data.dataset.classes is not None
-    return noisy_labels(data.train.labels, data.dataset.classes, noise["fraction"], noise["draw"])
-
-
-def own_data(config: dict[str, Any]) -> Resident:
-    """The data set of a run, with the labels it is trained on."""
-    data = resident(config["dataset"])
-    return data._replace(train=data.train._replace(labels=training_labels(config)))
+    labels: Any = noisy_labels(
+        jnp.asarray(data.train.labels), data.dataset.classes, noise["fraction"], noise["draw"]
+    )
+    labels = labels if on_device else np.asarray(labels)
+    return data._replace(train=data.train._replace(labels=labels))
 
 
 def check_fit(config: dict[str, Any]) -> None:

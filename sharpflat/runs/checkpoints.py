@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from sharpflat.registry import InputError
@@ -142,8 +143,11 @@ class Checkpoints:
             import orbax.checkpoint as ocp
 
             logging.getLogger("absl").setLevel(logging.ERROR)
+            make_folder(self.folder)
+            alone = ocp.options.MultiprocessingOptions(primary_host=0, active_processes={0})
+            several = {"multiprocessing_options": alone} if jax.process_count() > 1 else {}
             options = ocp.CheckpointManagerOptions(
-                max_to_keep=2, create=True, enable_async_checkpointing=False
+                max_to_keep=2, create=False, enable_async_checkpointing=False, **several
             )
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         return self._manager

@@ -10,9 +10,11 @@ from statistics import median
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from sharpflat.registry import metrics
 from sharpflat.runs.build import abstract_objective, build_recipe, epochs_of, resident
+from sharpflat.runs.layout import layout_of
 from sharpflat.runs.record import Run
 from sharpflat.runs.requests import Request
 from sharpflat.training import Batches, advance, beginning, start
@@ -93,12 +95,14 @@ def _training_seconds(config: dict[str, Any]) -> float | None:
 
 def _epoch_seconds(config: dict[str, Any]) -> float:
     """Over updates made now; the first segment of each batch size is left out: it compiles."""
-    train, data, recipe = config["train"], resident(config["dataset"]).train, build_recipe(config)
+    train, layout = config["train"], layout_of(config["dataset"])
+    recipe = replace(build_recipe(config), mesh=layout.mesh)
+    data = layout.data(config).train
     batches = Batches(data.size, train["batch_size"], train["drop_last"])
     updates, seconds, step, compiled = 0, 0.0, 0, set[int]()
     for moment in advance(
         recipe, beginning(start(recipe, data, 0)), data, batch_size=train["batch_size"], seed=0,
-        drop_last=train["drop_last"],
+        drop_last=train["drop_last"], streamed_by=layout.streamed_by(data),
     ):  # fmt: skip
         size = batches.stretch(step % batches.updates, 1)[0]
         if size in compiled:
@@ -122,7 +126,8 @@ def _gradient_seconds(
     config: dict[str, Any], split: str, examples: int, chunk: int, policy: Any = "running"
 ) -> float:
     """The median time of one gradient out of five, compiling left out."""
-    part = getattr(resident(config["dataset"]), split).first(examples)
+    host = getattr(resident(config["dataset"]), split).first(examples)
+    part = jax.tree.map(jnp.asarray, host)
     state = start(build_recipe(config), part, 0)
     shapes = abstract_objective(config, split, examples, chunk, policy)
     objective = replace(shapes, params=state.params, model_state=state.model_state, data=part)

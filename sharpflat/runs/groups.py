@@ -6,7 +6,6 @@ import functools
 import hashlib
 import json
 import math
-import os
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -19,14 +18,13 @@ from sharpflat.runs.build import (
     build_recipe,
     config_of,
     optimizer_arguments,
+    own_data,
     resident,
     shape_key,
     state_like,
-    training_labels,
 )
+from sharpflat.runs.layout import SHARE_OF_MEMORY, device_memory, is_streamed
 from sharpflat.training import Members, optimizer_of, update
-
-SHARE_OF_MEMORY = 0.5
 
 
 class Group(NamedTuple):
@@ -67,18 +65,24 @@ class Group(NamedTuple):
         draws = {json.dumps(config["train"].get("label_noise")) for config in configs}
         if len(draws) == 1:
             return None
-        return jnp.stack([training_labels(config) for config in configs])
+        return jnp.stack([jnp.asarray(own_data(config).train.labels) for config in configs])
 
 
-def groups(cells: Sequence[RunConfig], together: bool | None) -> list[Group]:
-    """The runs, grouped; `together` is None for what is faster: each alone on a CPU."""
+def groups(
+    cells: Sequence[RunConfig], together: bool | None, on_device: bool | None = None
+) -> list[Group]:
+    """The runs, grouped; `together` is None for what is faster: each alone on a CPU.
+
+    Those whose data set is streamed, see `is_streamed`, train alone.
+    """
     if together is None:
         together = jax.default_backend() != "cpu"
     if not together:
         return [Group((cell,)) for cell in cells]
     alike: dict[str, list[RunConfig]] = {}
     for cell in cells:
-        alike.setdefault(_likeness(cell), []).append(cell)
+        alone = cell.id if is_streamed(cell.dataset, on_device) else ""
+        alike.setdefault(_likeness(cell) + alone, []).append(cell)
     found = [group for runs in alike.values() for group in _split(runs)]
     places = {cell.id: place for place, cell in enumerate(cells)}
     return sorted(found, key=lambda group: places[group.members[0].id])
@@ -115,7 +119,8 @@ def _split(runs: list[RunConfig]) -> list[Group]:
             apart.setdefault(json.dumps(run.train["optimizer"], sort_keys=True), []).append(run)
         return [group for part in apart.values() for group in _split(part)]
     most = max(1, int(SHARE_OF_MEMORY * device_memory() / update_bytes(runs[0])))
-    count = max(math.ceil(len(runs) / most), min(len(runs), jax.local_device_count()))
+    spread = jax.local_device_count() if jax.default_backend() == "cpu" else 1
+    count = max(math.ceil(len(runs) / most), min(len(runs), spread))
     parts = np.array_split(np.arange(len(runs)), count)
     return [Group(tuple(runs[i] for i in part), free if len(part) > 1 else ()) for part in parts]
 
@@ -166,12 +171,3 @@ def _update_bytes(key: str, batch_size: int) -> float:
     shapes = (state_like(config), batch, jax.eval_shape(lambda: jax.random.key(0)))
     lowered: Any = jax.jit(update, static_argnums=0).lower(recipe, *shapes)
     return lowered.cost_analysis()["bytes accessed"]
-
-
-def device_memory() -> float:
-    """Bytes of a device's memory; of a CPU's, its part of the machine's."""
-    stats = jax.local_devices()[0].memory_stats()
-    if stats is None:
-        whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return whole / jax.local_device_count()
-    return stats["bytes_limit"]

@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-import functools
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import jax
-
 from sharpflat import trees
-from sharpflat.batch import Batch
 from sharpflat.config import RunConfig
-from sharpflat.networks import Model, recalibrate
-from sharpflat.objective import Objective
 from sharpflat.registry import InputError
 from sharpflat.runs import files
-from sharpflat.runs.build import Resident, build_recipe, epochs_of, own_data
+from sharpflat.runs.build import Resident, build_recipe, epochs_of
+from sharpflat.runs.evaluation import evaluate
+from sharpflat.runs.layout import Layout
 from sharpflat.runs.progress import Reporter
 from sharpflat.runs.provenance import command, commit, now, provenance
 from sharpflat.runs.snapshots import save_tree
-from sharpflat.training import Epoch, Recipe, Stopping, TrainState, evaluated
-
-EVALUATION_CHUNK = 1000
+from sharpflat.training import Epoch, Recipe, Stopping, TrainState
 
 
 class Member:
     """A run in training; what it learns of itself goes to its folder."""
 
-    def __init__(self, config: RunConfig, folder: Path, reporter: Reporter) -> None:
+    def __init__(self, config: RunConfig, folder: Path, layout: Layout, reporter: Reporter) -> None:
         """Nothing is written yet."""
+        self.layout = layout
         self.folder = folder
         self.config = config.resolved()
         self.settings = self.config["train"]
         self.last = epochs_of(self.settings)
-        self.data: Resident = own_data(self.config)
-        self.recipe: Recipe = build_recipe(self.config)
+        self.data: Resident = layout.data(self.config)
+        self.recipe: Recipe = replace(build_recipe(self.config), mesh=layout.mesh)
         self.stopping = Stopping(**self.settings["stop"])
         self.rows: list[dict[str, Any]] = []
         self.ended = False
@@ -43,12 +39,13 @@ class Member:
         name = f"train {config.id[:6]} {settings} seed={config.seed}"
         self.task = reporter.task(name, self.last)
 
-    def begin(self, initial: TrainState, layout: dict[str, Any] | None) -> None:
-        """A new record, with the start among its snapshots; `layout` says with whom it trains."""
+    def begin(self, initial: TrainState, together: dict[str, Any] | None) -> None:
+        """A new record, with the start among its snapshots; `together` says with whom it trains."""
         history = self.folder / "history.jsonl"
         if history.exists() and files.read_lines(history):
             self.task.note("has no checkpoint to go on from; begins anew")
-        record = provenance(self.data.dataset) | ({"together": layout} if layout else {})
+        record = provenance(self.data.dataset) | ({"together": together} if together else {})
+        record |= {"layout": self.layout.record} if self.layout.record else {}
         files.write_json(self.folder / "provenance.json", record)
         save_tree(files.make_folder(self.folder / "snapshots") / "0.npz", initial)
         files.write_text(history, "")
@@ -66,12 +63,19 @@ class Member:
         self.task.update(done)
         self.task.note(f"goes on after epoch {done}, update {step}")
         record = files.read_json(self.folder / "provenance.json")
+        self._check_layout(record)
         again = {"epoch": done, "step": step, "commit": commit(), "command": command()}
-        record["resumed"] = [*record.get("resumed", []), {**again, "started": now()}]
+        layout = {"layout": self.layout.record} if self.layout.record else {}
+        record["resumed"] = [*record.get("resumed", []), {**again, "started": now(), **layout}]
         files.write_json(self.folder / "provenance.json", record)
         files.write_lines(self.folder / "history.jsonl", rows)
         for row in rows:
             self.stopping.reason(row["train_loss"])
+
+    def _check_layout(self, record: dict[str, Any]) -> None:
+        earlier = [record, *record.get("resumed", [])][-1].get("layout", {})
+        if earlier.get("mesh") != self.layout.record.get("mesh"):
+            self.task.note("was begun on other devices; agrees with an unbroken run to rounding")
 
     def take(self, epoch: Epoch) -> None:
         """An epoch more, which may have been the last: `ended` says so."""
@@ -125,30 +129,6 @@ class Member:
 
     def _write_status(self, status: str, reason: str | None) -> None:
         files.write_json(self.folder / "status.json", {"status": status, "reason": reason})
-
-
-def evaluate(
-    recipe: Recipe, state: TrainState, data: Resident
-) -> tuple[dict[str, float], TrainState]:
-    """Loss and accuracy on all of both splits, and the state that they are of.
-
-    Its parameters are the average where the training keeps one, and the batch-norm averages those
-    parameters' own over the training set.
-    """
-    params = evaluated(state.opt_state, state.params)
-    averages = _recalibrated(recipe.model, params, state.model_state, data.train)
-    values: dict[str, float] = {}
-    for name, split in (("full_train", data.train), ("test", data.test)):
-        chunk = min(EVALUATION_CHUNK, split.size)
-        objective = Objective(params, averages, split, recipe.loss, recipe.model, "running", chunk)
-        loss, accuracy = objective.loss_and_accuracy(params)
-        values |= {f"{name}_loss": float(loss), f"{name}_accuracy": float(accuracy)}
-    return values, state._replace(params=params, model_state=averages)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _recalibrated(model: Model, params: Any, model_state: Any, data: Batch) -> Any:
-    return recalibrate(model, params, model_state, data, EVALUATION_CHUNK)
 
 
 def _row(epoch: Epoch) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from sharpflat.objective import BatchNormPolicy, Objective
 from sharpflat.registry import InputError, closest
 from sharpflat.runs.build import build_recipe, own_data, resident, state_like
 from sharpflat.runs.files import read_fields, read_lines
+from sharpflat.runs.layout import is_streamed
 from sharpflat.runs.snapshots import load_tree
 
 
@@ -155,7 +156,8 @@ class Run:
         if split not in ("train", "test"):
             raise InputError(f"split: unknown {split!r}{closest(split, ('train', 'test'))}")
         self.check_data()
-        data = own_data(self.config)
+        on_device = not is_streamed(self.config["dataset"], None)
+        data = own_data(self.config, on_device)
         batch = data.train if split == "train" else data.test
         if examples is not None and examples > batch.size:
             raise InputError(f"measure.examples: {examples} is above the {batch.size} of {split!r}")

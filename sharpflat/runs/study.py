@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import jax
 import yaml
 
 from sharpflat import config as configs
 from sharpflat.config import Config, RunConfig
 from sharpflat.registry import InputError, closest
 from sharpflat.runs import files
-from sharpflat.runs.build import build_recipe, check_fit, shape_key
+from sharpflat.runs.build import build_recipe, check_fit, resident, shape_key
 from sharpflat.runs.cost import Cost, Planned, costs_of
 from sharpflat.runs.groups import Group, groups, places
 from sharpflat.runs.interrupts import Interrupted, held
 from sharpflat.runs.landscapes import check_landscapes, compute_landscapes
+from sharpflat.runs.layout import Layout, check_layout, layout_of
 from sharpflat.runs.measure_run import measure_run
 from sharpflat.runs.placing import placed
+from sharpflat.runs.processes import check_alike, follow, leading
 from sharpflat.runs.progress import SILENT, Reporter
 from sharpflat.runs.record import Run
 from sharpflat.runs.requests import check_measures, left_out, missing, requests
 from sharpflat.runs.requests import failures as failed_measurements
 from sharpflat.runs.setup import fill_registries, keep_compiled_programs
 from sharpflat.runs.table import read_table, swept_keys, table_rows, write_table
-from sharpflat.runs.train_run import train_group
+from sharpflat.runs.train_run import follow_group, train_group
 
 
 def load_config(
@@ -59,30 +62,66 @@ def run(config: Config, root: str | Path = "results", reporter: Reporter = SILEN
     Raises:
         InputError: the config does not fit the data, or the folder cannot be written.
     """
-    train(config, root, reporter)
-    return measure(config, root, reporter)
+    runs = train(config, root, reporter)
+    return runs if jax.process_index() else measure(config, root, reporter)
 
 
 def train(config: Config, root: str | Path = "results", reporter: Reporter = SILENT) -> list[Run]:
-    """Train every run of a study that is not trained yet, and load the others."""
+    """Train every run of a study that is not trained yet, and load the others.
+
+    Where JAX was told of several processes, each of them calls this, and they train as one.
+    """
     # From the first check on: Python drops a KeyboardInterrupt that JAX's garbage collection meets.
     with held() as interrupts, contextlib.suppress(Interrupted):
-        cells, folder = _prepared(config, Path(root))
-        found = groups(cells, config.together)
+        cells = _checked_cells(config)
+        trainings = _trainings(config, cells)
+        if jax.process_index():
+            follow(trainings, follow_group)
+            return _begun(cells, root)
+        with leading():
+            folder = _prepared(config, cells, Path(root))
+            for line in dict.fromkeys(_notes(trainings.values())):
+                reporter.say(line)
 
-        def work(group: Group) -> None:
-            train_group(group, Path(root), reporter, interrupts)
+            def work(training: tuple[Group, Layout]) -> None:
+                train_group(*training, Path(root), reporter, interrupts)
 
-        for _ in placed(work, found, places(found, config.together), interrupts.stop):
-            _write_table(config, _begun(cells, root), folder)
-            if interrupts.received:
-                break
+            found = list(trainings.values())
+            for _ in placed(work, found, _places(config, found), interrupts.stop):
+                _write_table(config, _begun(cells, root), folder)
+                if interrupts.received:
+                    break
     return _begun(cells, root)
+
+
+def _places(config: Config, found: Sequence[tuple[Group, Layout]]) -> list[jax.Device]:
+    """Devices for one training each; one for trainings that are on all of them, one by one."""
+    if any(layout.mesh is not None for _, layout in found):
+        return jax.local_devices()[:1]
+    return places([group for group, _ in found], config.together)
+
+
+def _notes(trainings: Iterable[tuple[Group, Layout]]) -> Iterator[str]:
+    for group, layout in trainings:
+        yield from layout.notes(group.members[0].train)
+
+
+def _trainings(config: Config, cells: Sequence[RunConfig]) -> dict[str, tuple[Group, Layout]]:
+    """By their ids; the same ones in every process."""
+    found = {}
+    for group in groups(cells, config.together, config.dataset_on_device):
+        spec = group.members[0].dataset
+        layout = layout_of(spec, config.data_parallel, config.dataset_on_device)
+        found[group.id] = group, layout
+    if jax.process_count() > 1:
+        check_alike([*found, *(resident(cell.dataset).dataset.digest for cell in cells)])
+    return found
 
 
 def measure(config: Config, root: str | Path = "results", reporter: Reporter = SILENT) -> list[Run]:
     """Measure a study's finished runs, compute its landscapes and write its table."""
-    cells, folder = _prepared(config, Path(root))
+    cells = _checked_cells(config)
+    folder = _prepared(config, cells, Path(root))
     runs, asked = _begun(cells, root), requests(config)
     if not runs:
         raise InputError(f"study {config.study!r}: has no runs under {root} yet; train it first")
@@ -182,6 +221,7 @@ def _begun(cells: Sequence[RunConfig], root: str | Path) -> list[Run]:
 
 def _checked_cells(config: Config) -> list[RunConfig]:
     """The runs, after every check that can be made without work."""
+    keep_compiled_programs()
     cells = configs.cells(config)
     for cell in cells:
         _checked(build_recipe, cell.resolved())
@@ -189,6 +229,7 @@ def _checked_cells(config: Config) -> list[RunConfig]:
         _checked(check_fit, cell.resolved())
     for cell in {shape_key(cell.resolved()): cell for cell in cells}.values():
         _checked(check_measures, config, cell.resolved())
+    _checked(check_layout, config, cells)
     _checked(check_landscapes, config, cells)
     return cells
 
@@ -202,9 +243,8 @@ def _checked(check: Callable[..., object], *arguments: object) -> None:
         return  # someone's own model or data set raises: its runs fail later, and say so
 
 
-def _prepared(config: Config, root: Path) -> tuple[list[RunConfig], Path]:
-    keep_compiled_programs()
-    cells = _checked_cells(config)
+def _prepared(config: Config, cells: Sequence[RunConfig], root: Path) -> Path:
+    """The study's folder, with what is known of it before any work."""
     for cell in cells:
         _record(cell, root).check_data()
     files.make_folder(root / "runs")
@@ -212,7 +252,7 @@ def _prepared(config: Config, root: Path) -> tuple[list[RunConfig], Path]:
     content = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
     files.write_text(folder / "config.yaml", content)
     files.write_json(folder / "runs.json", [cell.id for cell in cells])
-    return cells, folder
+    return folder
 
 
 def _write_table(config: Config, runs: Sequence[Run], folder: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import yaml
 
+from sharpflat.batch import Batch
 from sharpflat.config import RunConfig
 from sharpflat.registry import InputError
 from sharpflat.runs import files
@@ -21,16 +23,30 @@ from sharpflat.runs.build import build_recipe
 from sharpflat.runs.checkpoints import Checkpoints
 from sharpflat.runs.groups import Group
 from sharpflat.runs.interrupts import Interrupted, Interrupts
+from sharpflat.runs.layout import Layout
 from sharpflat.runs.member import Member
+from sharpflat.runs.processes import announced
 from sharpflat.runs.progress import Reporter
 from sharpflat.runs.provenance import device
 from sharpflat.runs.record import Run
-from sharpflat.training import Batches, Moment, advance, beginning, epoch_of, start
+from sharpflat.training import (
+    Batches,
+    Members,
+    Moment,
+    TrainState,
+    advance,
+    beginning,
+    epoch_of,
+    own,
+    start,
+)
 
 DONE = ("finished", "diverged")
 
 
-def train_group(group: Group, root: Path, reporter: Reporter, interrupts: Interrupts) -> None:
+def train_group(
+    group: Group, layout: Layout, root: Path, reporter: Reporter, interrupts: Interrupts
+) -> None:
     """Train the runs of `group` under `root/runs`, those that are not trained already."""
     runs = [_record(config, root) for config in group.members]
     if all(run.status["status"] in DONE for run in runs):
@@ -43,15 +59,20 @@ def train_group(group: Group, root: Path, reporter: Reporter, interrupts: Interr
             files.write_text(run.folder / "config.yaml", yaml.safe_dump(run.config))
             run.check_data()
         if todo:
-            _try_to_train(group, todo, root, reporter, interrupts)
+            _try_to_train(group, layout, todo, root, reporter, interrupts)
 
 
 def _try_to_train(
-    group: Group, todo: Sequence[Run], root: Path, reporter: Reporter, interrupts: Interrupts
+    group: Group,
+    layout: Layout,
+    todo: Sequence[Run],
+    root: Path,
+    reporter: Reporter,
+    interrupts: Interrupts,
 ) -> None:
     """The study goes on; the records say what happened, and a later start tries again."""
     try:
-        _Training(group, [run.id for run in todo], root, reporter).go(interrupts)
+        _Training(group, layout, [run.id for run in todo], root, reporter).go(interrupts)
     except InputError:
         raise
     except Exception as error:
@@ -63,6 +84,35 @@ def _try_to_train(
                 reporter.say(f"run {run.id}: failed: {reason}")
 
 
+def follow_group(work: tuple[Group, Layout]) -> None:
+    """Train in step with the first process, which keeps the records."""
+    group, layout = work
+    data = layout.data(group.members[0].resolved()).train
+    for _ in _moments(group, group.together(), layout, _starts(group, data)[1]):
+        pass
+
+
+def _starts(group: Group, data: Batch) -> tuple[list[TrainState], Moment]:
+    """The start of each member, and the moment in which all of them are there."""
+    starts = [start(build_recipe(config.resolved()), data, config.seed) for config in group.members]
+    if len(starts) == 1:
+        return starts, beginning(starts[0])
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
+    return starts, beginning(stacked, len(starts))
+
+
+def _moments(
+    group: Group, together: Members | None, layout: Layout, begin: Moment
+) -> Generator[Moment, None, None]:
+    config = group.members[0].resolved()
+    train, data = config["train"], layout.data(config).train
+    return advance(
+        replace(build_recipe(config), mesh=layout.mesh), begin, data,
+        batch_size=train["batch_size"], seed=config["seed"] if together is None else together,
+        drop_last=train["drop_last"], streamed_by=layout.streamed_by(data),
+    )  # fmt: skip
+
+
 def _record(config: RunConfig, root: Path) -> Run:
     folder = files.make_folder(root / "runs" / config.id)
     return Run(folder, config.swept, config.resolved())
@@ -71,16 +121,19 @@ def _record(config: RunConfig, root: Path) -> Run:
 class _Training:
     """A training between segments."""
 
-    def __init__(self, group: Group, todo: Sequence[str], root: Path, reporter: Reporter) -> None:
+    def __init__(
+        self, group: Group, layout: Layout, todo: Sequence[str], root: Path, reporter: Reporter
+    ) -> None:
         """`todo` are the ids of those that train; the others ride along unchanged."""
-        self.group, self.together = group, group.together()
+        self.group, self.together, self.layout = group, group.together(), layout
         self.members = [
-            Member(config, root / "runs" / config.id, reporter) if config.id in todo else None
+            Member(config, root / "runs" / config.id, layout, reporter)
+            if config.id in todo
+            else None
             for config in group.members
         ]
         first = next(member for member in self.members if member)
-        self.recipe, self.data = first.recipe, first.data.train
-        train = first.settings
+        train, self.data = first.settings, first.data.train
         self.batches = Batches(self.data.size, train["batch_size"], train["drop_last"])
         self.folder = root / "runs" / group.id
         if self.together is not None:
@@ -103,25 +156,18 @@ class _Training:
             self.checkpoints.close()
 
     def _go(self, interrupts: Interrupts) -> None:
-        for moment in advance(
-            self.recipe, self._begin(), self.data, batch_size=self.batches.batch_size,
-            seed=self.group.members[0].seed if self.together is None else self.together,
-            drop_last=self.batches.drop_last,
-        ):  # fmt: skip
-            self._take(moment)
-            if not self.training:
-                return self.checkpoints.delete()
-            self._keep(moment, interrupts)
+        begin = self._begin()
+        announced(self.group.id)
+        with contextlib.closing(_moments(self.group, self.together, self.layout, begin)) as moments:
+            for moment in moments:
+                self._take(moment)
+                if not self.training:
+                    return self.checkpoints.delete()
+                self._keep(moment, interrupts)
 
     def _begin(self) -> Moment:
         """Where the training goes on."""
-        starts = [
-            start(build_recipe(config.resolved()), self.data, config.seed)
-            for config in self.group.members
-        ]
-        first = beginning(starts[0])
-        if self.together is not None:
-            first = beginning(jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts), len(starts))
+        starts, first = _starts(self.group, self.data)
         kept = self.checkpoints.restore(self._kept(first), self.say)
         for place, member in self.training:
             if kept is None:
@@ -162,10 +208,10 @@ class _Training:
         self.seconds = 0.0
 
     def _own(self, moment: Moment, place: int) -> Moment:
-        """One member's part."""
-        if self.together is None:
-            return moment
-        sums, state = jax.tree.map(lambda leaf: leaf[place], (moment.sums, moment.state))
+        """One member's part, on the devices of this process."""
+        sums, state = own(self.layout.mesh, (moment.sums, moment.state))
+        if self.together is not None:
+            sums, state = jax.tree.map(lambda leaf: leaf[place], (sums, state))
         return moment._replace(sums=sums, state=state)
 
     def _set_active(self) -> None:

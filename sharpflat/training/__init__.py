@@ -5,6 +5,7 @@ from sharpflat.training.adversarial import Adversarial
 from sharpflat.training.augmentation import Augmentation
 from sharpflat.training.averages import evaluated
 from sharpflat.training.batching import Batches
+from sharpflat.training.feeding import prefetched
 from sharpflat.training.label_noise import noisy_labels
 from sharpflat.training.optimizer import ScalingRule, make_optimizer, optimizer_of, scaling
 from sharpflat.training.segments import (
@@ -17,6 +18,7 @@ from sharpflat.training.segments import (
     epochs,
     start,
 )
+from sharpflat.training.sharding import agreed, data_mesh, own, shared, shares
 from sharpflat.training.stopping import Stopping
 from sharpflat.training.update import Recipe, TrainState, update
 
@@ -32,7 +34,9 @@ __all__ = [
     "Stopping",
     "TrainState",
     "advance",
+    "agreed",
     "beginning",
+    "data_mesh",
     "epoch_of",
     "epochs",
     "evaluated",
@@ -40,8 +44,12 @@ __all__ = [
     "noisy_labels",
     "optimizer_of",
     "optimizers",
+    "own",
+    "prefetched",
     "scaling",
     "schedules",
+    "shared",
+    "shares",
     "start",
     "update",
 ]

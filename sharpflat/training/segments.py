@@ -5,17 +5,20 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from sharpflat.batch import Batch
-from sharpflat.training.batching import Batches, epoch_order
+from sharpflat.training.batching import Batches
+from sharpflat.training.feeding import Part, each, streamed, whole
+from sharpflat.training.sharding import agreed, alike, replicated
 from sharpflat.training.update import Recipe, TrainState, update
 
 SEGMENT_SECONDS = 4.0
@@ -105,49 +108,71 @@ def advance(
     batch_size: int,
     seed: int | Members,
     drop_last: bool = False,
-) -> Iterator[Moment]:
+    streamed_by: int | None = None,
+) -> Generator[Moment, None, None]:
     """Train on from `moment` without end; every example once an epoch, in a new order each.
 
     The order derives from `(seed, epoch)` alone, dropout from `(seed, step)`: what comes next
     depends on the moment, not on what was run before in this process. No segment crosses the end
     of an epoch.
 
+    On the devices of several processes all of these train in step. The first one's moment, lengths
+    of segments and members still active are those of all; where it lets go, the others end.
+
     Args:
-        recipe: model, loss and optimizer.
+        recipe: model, loss, optimizer and devices.
         moment: where to go on.
-        data: the training set, on the device.
+        data: the training set, on the device; or in NumPy arrays, where it is streamed or goes to
+            several devices.
         batch_size: examples an update; the last update of an epoch takes what is left.
         seed: seed of order and dropout; or of many runs at once, see `Members`.
         drop_last: leave out the smaller last batch.
+        streamed_by: the data stay on the host but for about so many examples, and as many that come
+            next; of one run only.
     """
-    batches = Batches(data.size, batch_size, drop_last)
+    batches, mesh = Batches(data.size, batch_size, drop_last), recipe.mesh
     members = seed if isinstance(seed, Members) else None
     seeds = jnp.asarray(members.seeds if members else seed)
-    keys = _each(lambda seed: jax.random.fold_in(jax.random.key(seed), 1), seeds)
+    keys = each(lambda seed: jax.random.fold_in(jax.random.key(seed), 1), seeds)
+    step, begin = int(agreed(mesh, np.int32(moment.step))), agreed(mesh, moment[1:3])
     # Donation frees the old state in place, and must not take the caller's own arrays.
-    state, sums = jax.tree.map(jnp.copy, (moment.state, moment.sums))
-    step, length, order = moment.step, 1, None
-    del moment  # or a second state stays in memory
-    while True:
-        tic, (epoch, done) = time.perf_counter(), divmod(step, batches.updates)
-        if order is None or done == 0:
-            order = _each(functools.partial(epoch_order, epoch=epoch + 1, size=data.size), seeds)
+    sums, state = jax.tree.map(jnp.copy, replicated(mesh, begin))
+    del moment, begin  # or a second state stays in memory
+    given, keys = (data, batches, seeds, step, mesh), replicated(mesh, keys)
+    parts = streamed(*given, streamed_by) if streamed_by else whole(*given)
+    length, part = 1, cast(Part | None, None)
+    while length:
+        tic, done = time.perf_counter(), step % batches.updates
+        if part is None or done in (0, part.end):
+            part = None  # let go before the next is taken
+            part = next(parts)
         if done == 0:
             sums = jax.tree.map(jnp.zeros_like, sums)
-        size, offset, first, last = batches.stretch(done, length)
+        size, offset, first, last = batches.stretch(done, min(length, part.end - done))
         state, sums = _segment(
-            recipe, size, members and members.optimizer_of, state, sums, data,
-            Drawn(order, keys, *(members.given if members else ())), offset, step, first, last,
+            recipe, size, members and members.optimizer_of, state, sums, part.data,
+            Drawn(part.order, keys, *replicated(mesh, members.given if members else ())),
+            offset - part.begin, step, first, last,
         )  # fmt: skip
         jax.block_until_ready(sums)
         step, seconds = step + last - first, time.perf_counter() - tic
         length = _next_length(length, last - first, seconds)
-        yield Moment(step, sums, state, seconds)
+        try:
+            yield Moment(step, sums, state, seconds)
+        except GeneratorExit:
+            if mesh is not None:
+                _agree(mesh, 0, members)
+            raise
+        length = _agree(mesh, length, members)
 
 
-def _each(function: Callable[[jax.Array], jax.Array], seeds: jax.Array) -> jax.Array:
-    """Of one seed, or of each, stacked."""
-    return jax.vmap(function)(seeds) if seeds.ndim else function(seeds)
+def _agree(mesh: Mesh | None, length: int, members: Members | None) -> int:
+    """The first process's length of the next segment, 0 for none, and who is active in it."""
+    active = members.active if members else np.zeros(0)
+    length, active = agreed(mesh, (np.int32(length), active))
+    if members:
+        members.active = active
+    return int(length)
 
 
 def epochs(
@@ -242,4 +267,4 @@ def _segment(
             return one(i, recipe, carry, drawn)
         return jax.vmap(functools.partial(member, i))(carry, drawn)
 
-    return jax.lax.fori_loop(first, last, body, (state, sums))
+    return alike(recipe.mesh, jax.lax.fori_loop(first, last, body, (state, sums)))

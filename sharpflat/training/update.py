@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from sharpflat import trees
 from sharpflat.batch import Batch
@@ -18,6 +19,7 @@ from sharpflat.objective import hit_rate
 from sharpflat.training.adversarial import Adversarial, attacked
 from sharpflat.training.augmentation import Augmentation, augmented
 from sharpflat.training.label_noise import resampled
+from sharpflat.training.sharding import divided
 
 # Numbers that tell an update's random keys apart; those from 2 on are of the batch's chunks.
 OPTIMIZER, AUGMENTATION, LABELS = 1, 2**31 - 1, 2**31 - 2
@@ -43,6 +45,7 @@ class Recipe:
         matmul_precision: of products, as `jax.default_matmul_precision` has it.
         compute_dtype: of the forward and the backward pass; parameters, averages and the loss
             itself keep their own.
+        mesh: the devices that share the examples of a pass; one device without.
     """
 
     model: Model
@@ -57,6 +60,7 @@ class Recipe:
     adversarial: Adversarial | None = None
     matmul_precision: str | None = None
     compute_dtype: str | None = None
+    mesh: Mesh | None = None
 
 
 class TrainState(NamedTuple):
@@ -143,6 +147,8 @@ def _accumulated(part: Callable[..., Any], batch: Batch, chunk: int, key: jax.Ar
 def _of_chunk(
     recipe: Recipe, params: Any, model_state: Any, batch: Batch, key: jax.Array
 ) -> tuple[Seen, Any]:
+    batch = divided(recipe.mesh, batch)
+
     def mean_loss(params: Any) -> tuple[jax.Array, Seen]:
         outputs, state = _outputs(recipe, params, model_state, batch.inputs, key)
         loss = jnp.mean(recipe.loss(outputs, batch.labels))

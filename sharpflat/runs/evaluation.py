@@ -47,7 +47,7 @@ def _averages(recipe: Recipe, params: Any, model_state: Any, train: Batch) -> An
         return model_state
     found, sizes = [], []
     for batch in _parts(train, recipe.mesh):
-        state = _recalibrated(recipe.model, params, model_state, batch)
+        state = _recalibrated(recipe.model, EVALUATION_CHUNK, params, model_state, batch)
         found.append(jax.block_until_ready(state))  # or parts pile up on the device
         sizes.append(batch.size)
     return pooled(found, sizes)
@@ -65,6 +65,6 @@ def _parts(split: Batch, mesh: Mesh | None) -> Iterator[Batch]:
     return prefetched(put, range(0, split.size, EVALUATION_CHUNK))
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _recalibrated(model: Model, params: Any, model_state: Any, data: Batch) -> Any:
-    return recalibrate(model, params, model_state, data, EVALUATION_CHUNK)
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _recalibrated(model: Model, chunk: int, params: Any, model_state: Any, data: Batch) -> Any:
+    return recalibrate(model, params, model_state, data, chunk)

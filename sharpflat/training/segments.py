@@ -140,7 +140,7 @@ def advance(
     del moment, begin  # or a second state stays in memory
     given, keys = (data, batches, seeds, step, mesh), replicated(mesh, keys)
     parts = streamed(*given, streamed_by) if streamed_by else whole(*given)
-    length, part = 1, cast(Part | None, None)
+    length, part = _agree(mesh, 1, members), cast(Part | None, None)
     while length:
         tic, done = time.perf_counter(), step % batches.updates
         if part is None or done in (0, part.end):

@@ -1,12 +1,14 @@
 """Re-estimated batch-norm averages."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import sharpflat as sf
-from sharpflat.networks import recalibrate
+from sharpflat.networks import pooled, recalibrate
 
 DATA = sf.Batch(jax.random.normal(jax.random.key(0), (24, 5)) * 3 + 1, jnp.zeros(24, jnp.int32))
 
@@ -51,6 +53,17 @@ def test_old_averages_leave_no_trace(network):
     one, two = (recalibrate(model, params, s, DATA, 24) for s in (state, other))
     for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(two), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_averages_of_parts_in_whole_chunks_pool_to_those_of_all(network):
+    model, params, state = network
+    ends = [0, 10, 20, 24]
+    parts = [sf.Batch(DATA.inputs[i:j], DATA.labels[i:j]) for i, j in itertools.pairwise(ends)]
+    states = [recalibrate(model, params, state, part, 5) for part in parts]
+    whole = recalibrate(model, params, state, DATA, 5)
+    for a, b in zip(*map(jax.tree.leaves, (pooled(states, [10, 10, 4]), whole)), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    assert pooled(states[:1], [10]) is states[0]
 
 
 def test_a_model_without_averages_keeps_its_state():

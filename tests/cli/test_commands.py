@@ -53,8 +53,8 @@ def test_list_config_is_a_json_schema():
     assert schema["type"] == "object"
     assert schema["additionalProperties"] is False
     assert set(schema["properties"]) == {
-        "study", "plugins", "dataset", "model", "train", "seeds", "sweep", "together", "measure",
-        "landscape", "figures",
+        "study", "plugins", "dataset", "model", "train", "seeds", "sweep", "together",
+        "data_parallel", "dataset_on_device", "measure", "landscape", "figures",
     }  # fmt: skip
     assert {"study", "dataset", "model", "train"} == set(schema["required"])
     references = [part["$ref"] for part in _parts(schema) if "$ref" in part]

@@ -77,7 +77,7 @@ class Killed:
     def errors(self):
         return (self.folder / "errors.txt").read_text()
 
-    def begin(self, root, *overrides, seconds_between=0.2, largest_file=None, errors="errors.txt"):
+    def begin(self, root, *overrides, seconds_between=0.2, largest_file=None):
         """Starts the study; with `largest_file` no file may grow beyond so many bytes."""
         environment = {
             **os.environ, "SHARPFLAT_COMPILATION_CACHE": str(self.folder / "cache"),
@@ -86,7 +86,7 @@ class Killed:
         script = SCRIPT.format(seconds_between=seconds_between)
         if largest_file is not None:
             script = LIMIT.format(bytes=largest_file) + script
-        with (self.folder / errors).open("w") as stderr:
+        with (self.folder / "errors.txt").open("w") as stderr:
             return subprocess.Popen(
                 [sys.executable, "-c", script, "run", self.path, *overrides,
                  "--root", self.folder / root],

@@ -86,13 +86,14 @@ def test_one_a_core_is_to_the_bit_one_after_another(study):
 
 
 def test_a_second_process_on_a_run_is_refused_by_name(study):
-    first = study.begin_and_progress("claimed")
-    second = study.begin("claimed", errors="second.txt")
-    assert second.wait(timeout=60) == 2
-    (line,) = (study.folder / "second.txt").read_text().splitlines()
-    assert line.startswith("sharpflat: run ")
-    assert f"another process works on it (process {first.pid})" in line
-    assert first.wait(timeout=120) == 0
+    (first, *_) = sf.load_runs(study.folder / "unbroken", "tiny")
+    folder = files.make_folder(study.folder / "claimed/runs" / first.id)
+    with files.claimed(folder):
+        assert study.begin("claimed").wait(timeout=120) == 2
+    line = study.errors.splitlines()[-1]  # after what the other core says of where it stopped
+    assert line.startswith(f"sharpflat: run {first.id}: ")
+    assert f"another process works on it (process {os.getpid()})" in line
+    study.finish("claimed")
     assert study.difference("claimed") is None
 
 

@@ -190,11 +190,12 @@ def test_a_checkpoint_keeps_empty_arrays_and_keys(tmp_path):
 
 def test_a_run_killed_before_its_first_checkpoint_says_that_it_begins_anew(tmp_path, monkeypatch):
     path = write(tmp_path, sweep=None, seeds=1)
-    # On a busy machine a segment may be one update: five make an epoch.
-    interrupted(sf.load_config(path), tmp_path / "results", monkeypatch, saves=5)
+    # Five updates are an epoch; a segment is one of them at least, an epoch at most.
+    config = sf.load_config(path, ["train.epochs=7"])
+    interrupted(config, tmp_path / "results", monkeypatch, saves=5)
     (folder,) = (tmp_path / "results").glob("runs/*/checkpoints")
     shutil.rmtree(folder)
-    outcome = sharpflat("run", path, "--root", tmp_path / "results")
+    outcome = sharpflat("run", path, "train.epochs=7", "--root", tmp_path / "results")
     assert outcome.code == 0
     assert "has no checkpoint to go on from; begins anew" in outcome.err
 

@@ -61,15 +61,21 @@ class Krylov:
     """
 
     def __init__(
-        self, operator: Operator, objective: Objective, key: jax.Array, locked: Any = None
+        self,
+        operator: Operator,
+        objective: Objective,
+        key: jax.Array,
+        locked: Any = None,
+        start: jax.Array | None = None,
     ) -> None:
-        """No product is made yet."""
+        """No product is made yet; `start` `[p]`, if not zero, is as much of q as what is random."""
         p = trees.size(objective.params)
         self.operator, self.objective = operator, objective
         self.locked = jnp.zeros((0, p)) if locked is None else locked
         self.size = p - len(self.locked)
         capacity = min(FIRST_CAPACITY, p)
-        self._basis, self._last = _started(objective.params, key, self.locked, capacity)
+        start = jnp.zeros(p) if start is None else start
+        self._basis, self._last = _started(objective.params, key, self.locked, start, capacity)
         self._diagonal: list[float] = []
         self._coupling: list[float] = []
 
@@ -132,17 +138,19 @@ def _first(basis: jax.Array, m: Any, rows: int) -> jax.Array:
     return jnp.where((jnp.arange(rows) < m)[:, None], basis, 0)
 
 
-@functools.partial(jax.jit, static_argnums=3)
+@functools.partial(jax.jit, static_argnums=4)
 def _started(
-    params: Any, key: jax.Array, locked: jax.Array, capacity: int
+    params: Any, key: jax.Array, locked: jax.Array, start: jax.Array, capacity: int
 ) -> tuple[jax.Array, jax.Array]:
-    """A basis of one random unit vector, with room for `capacity` less one more; that vector."""
+    """A basis of one unit vector, with room for `capacity` less one more; that vector."""
     flat, _ = ravel_pytree(params)
-    locked = locked.astype(flat.dtype)
-    start = jax.random.normal(key, flat.shape, flat.dtype)
-    start = start - (locked @ start) @ locked
-    start = start / jnp.linalg.norm(start)
-    return jnp.zeros((capacity + 1, flat.size), flat.dtype).at[0].set(start), start
+    locked, start = locked.astype(flat.dtype), start.astype(flat.dtype)
+    random = jax.random.normal(key, flat.shape, flat.dtype)
+    norm = jnp.linalg.norm(start)
+    first = random + jnp.where(norm > 0, jnp.linalg.norm(random) / norm, 0) * start
+    first = first - (locked @ first) @ locked
+    first = first / jnp.linalg.norm(first)
+    return jnp.zeros((capacity + 1, flat.size), flat.dtype).at[0].set(first), first
 
 
 @jax.jit

@@ -66,6 +66,19 @@ def outermost_eigenvalue(
     return _outermost(space, m, sign)
 
 
+def leading(space: Krylov, m: int, k: int = 3) -> jax.Array:
+    """The sum of the k uppermost Ritz vectors of the first m steps, `[p]`: to start the next from.
+
+    For an operator that has moved a little. Of several, an eigenvalue that overtakes the largest is
+    found: a start from one eigenvector alone would certify that one again.
+    """
+    _, rotation = np.linalg.eigh(space.tridiagonal(m))
+    basis = space.basis(m)
+    weights = np.zeros(len(basis))
+    weights[:m] = rotation[:, ::-1][:, :k].sum(axis=1)
+    return jnp.asarray(weights, basis.dtype) @ basis
+
+
 def _outermost(space: Krylov, m: int, sign: float) -> Eigenvalue:
     values, rotation = np.linalg.eigh(sign * space.tridiagonal(m))
     rounding = space.epsilon * np.abs(values).max()

@@ -7,7 +7,13 @@ from sharpflat.training.averages import evaluated
 from sharpflat.training.batching import Batches
 from sharpflat.training.feeding import prefetched
 from sharpflat.training.label_noise import noisy_labels
-from sharpflat.training.optimizer import ScalingRule, make_optimizer, optimizer_of, scaling
+from sharpflat.training.optimizer import (
+    ScalingRule,
+    make_optimizer,
+    optimizer_of,
+    rate_at,
+    scaling,
+)
 from sharpflat.training.segments import (
     Epoch,
     Members,
@@ -19,6 +25,7 @@ from sharpflat.training.segments import (
     start,
 )
 from sharpflat.training.sharding import agreed, data_mesh, own, shared, shares
+from sharpflat.training.stability import stability_threshold
 from sharpflat.training.stopping import Stopping
 from sharpflat.training.update import Recipe, TrainState, update
 
@@ -46,10 +53,12 @@ __all__ = [
     "optimizers",
     "own",
     "prefetched",
+    "rate_at",
     "scaling",
     "schedules",
     "shared",
     "shares",
+    "stability_threshold",
     "start",
     "update",
 ]

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
+import jax.numpy as jnp
 import optax
 
 from sharpflat.registry import InputError, optimizers, schedules
@@ -86,6 +87,22 @@ def scaling(rule: ScalingRule, batch_size: int, reference: int) -> float:
     return (batch_size / reference) ** POWERS[rule]
 
 
+def rate_at(step: int, arguments: Mapping[str, Any], **factors: Any) -> float:
+    """The learning rate of the update after `step` of them, of `optimizer_of`'s arguments."""
+    rate = _rate(arguments["learning_rate"], {"scale": 1.0, **factors})
+    return float(rate(jnp.asarray(step)) if callable(rate) else rate)
+
+
+def _rate(rate: Any, factors: Mapping[str, Any]) -> Any:
+    """A number, or an Optax schedule."""
+    rate = rate * factors["scale"]
+    if not (factors.get("schedule") or factors.get("warmup")):
+        return rate
+    given = {**(factors["schedule"] or {"name": "constant"})}
+    factor = factor_of(given.pop("name"), given, factors["warmup"], factors["updates"])
+    return lambda count: rate * factor(count)
+
+
 @functools.lru_cache
 def _made(build: Build) -> optax.GradientTransformation:
     return build({})
@@ -98,12 +115,7 @@ def _build(function: Any, shape: Any, text: str) -> Build:
     def build(numbers: dict[str, Any]) -> optax.GradientTransformation:
         arguments = {**fixed, **numbers}
         if "learning_rate" in arguments:
-            rate = arguments["learning_rate"] * factors["scale"]
-            arguments["learning_rate"] = rate
-            if factors["schedule"] or factors["warmup"]:
-                given = {**(factors["schedule"] or {"name": "constant"})}
-                factor = factor_of(given.pop("name"), given, factors["warmup"], factors["updates"])
-                arguments["learning_rate"] = lambda count: rate * factor(count)
+            arguments["learning_rate"] = _rate(arguments["learning_rate"], factors)
         rule = function(**arguments)
         if factors["conservative"] is not None:
             rule = several_steps(rule, *factors["conservative"])

@@ -109,6 +109,7 @@ def advance(
     seed: int | Members,
     drop_last: bool = False,
     streamed_by: int | None = None,
+    stops_at: Sequence[int] = (),
 ) -> Generator[Moment, None, None]:
     """Train on from `moment` without end; every example once an epoch, in a new order each.
 
@@ -129,6 +130,7 @@ def advance(
         drop_last: leave out the smaller last batch.
         streamed_by: the data stay on the host but for about so many examples, and as many that come
             next; of one run only.
+        stops_at: segments end at the multiples of these numbers of updates.
     """
     batches, mesh = Batches(data.size, batch_size, drop_last), recipe.mesh
     members = seed if isinstance(seed, Members) else None
@@ -148,7 +150,8 @@ def advance(
             part = next(parts)
         if done == 0:
             sums = jax.tree.map(jnp.zeros_like, sums)
-        size, offset, first, last = batches.stretch(done, min(length, part.end - done))
+        left = min([part.end - done, *(stop - step % stop for stop in stops_at)])
+        size, offset, first, last = batches.stretch(done, min(length, left))
         state, sums = _segment(
             recipe, size, members and members.optimizer_of, state, sums, part.data,
             Drawn(part.order, keys, *replicated(mesh, members.given if members else ())),

@@ -194,7 +194,9 @@ def show(
         _show(root, name)
 
 
-KINDS = ("metrics", "models", "datasets", "optimizers", "schedules", "figures", "config")
+KINDS = (
+    "metrics", "trackers", "models", "datasets", "optimizers", "schedules", "figures", "config",
+)  # fmt: skip
 
 
 @app.command(name="list")

@@ -359,6 +359,7 @@ datasets = Registry("data set")
 optimizers = Registry("optimizer")
 schedules = Registry("schedule")
 figures = Registry("figure")
+trackers = Registry("tracker")
 
 metric = metrics.register
 model = models.register
@@ -366,3 +367,4 @@ dataset = datasets.register
 optimizer = optimizers.register
 schedule = schedules.register
 figure = figures.register
+tracker = trackers.register

@@ -19,6 +19,7 @@ def test_every_optimizer_schedule_and_rule_has_an_example():
     named = {train["schedule"]["name"] for train in trains if "schedule" in train}
     assert named == set(sf.schedules) - {"constant"}  # which is what there is without one
     assert {key for train in trains for key in LATER if key in train} == set(LATER)
+    assert all(any(key in train for train in trains) for key in ("track", "init_from"))
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -28,6 +29,9 @@ def test_each_example_runs(file, tmp_path):
     few = ["train.epochs=2", "train.batch_size=100", "measure.metrics=[]", "train.eval_every=2"]
     keys = CONTENTS[file.stem]["train"]
     few += ["train.warmup=1"] * ("warmup" in keys) + ["train.swa.start=2"] * ("swa" in keys)
+    if "init_from" in keys:
+        (source,) = sf.train(sf.load_config(file.with_name("track.yaml")), tmp_path)
+        assert keys["init_from"]["run"] == source.id
     config = sf.load_config(file, few)
     assert config.study == f"example-{file.stem.replace('_', '-')}"
     (run,) = sf.run(config, tmp_path)

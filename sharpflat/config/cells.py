@@ -11,7 +11,7 @@ from typing import Any
 
 from sharpflat import registry
 from sharpflat.config.keys import get_key, set_key
-from sharpflat.config.schema import Config, Spec, Train
+from sharpflat.config.schema import Config, Every, Looked, Spec, Train
 from sharpflat.registry import InputError, Registry, closest, validate
 
 SWEEPABLE = ("dataset", "model", "train")
@@ -92,6 +92,7 @@ def cells(config: Config) -> list[RunConfig]:
 def _resolved(content: dict[str, Any]) -> dict[str, Any]:
     train = validate(Train, content["train"], "train").model_dump()
     train["optimizer"] = named(registry.optimizers, train["optimizer"], "train.optimizer")
+    train["track"] = [tracked(spec, "train.track") for spec in train["track"]]
     _check_parts(train)
     if train["schedule"] is not None:
         train["schedule"] = named(registry.schedules, train["schedule"], "train.schedule")
@@ -135,6 +136,25 @@ def named(entries: Registry, spec: Mapping[str, Any], where: str) -> dict[str, A
         )
     arguments = entries[spec["name"]].arguments(rest, where)
     return {"name": spec["name"], **json.loads(json.dumps(arguments))}
+
+
+def tracked(spec: Spec, where: str) -> dict[str, Any]:
+    """`name` or `{name: {every: ..., argument: ...}}` as `{name: {all arguments}}`, checked."""
+    spec = {spec: {}} if isinstance(spec, str) else spec
+    if len(spec) != 1:
+        raise InputError(f"{where}: expected a name or {{name: arguments}}, got {spec!r}")
+    ((name, given),) = spec.items()
+    known = [*registry.trackers, *registry.metrics]
+    if name not in known:
+        raise InputError(f"{where}: unknown {name!r}{closest(name, known)}")
+    common: list[Any] = [Every] if name in registry.trackers else [Every, Looked]
+    given, found = dict(given or {}), dict[str, Any]()
+    for schema in common:
+        own = {key: given.pop(key) for key in schema.model_fields if key in given}
+        found |= validate(schema, own, f"{where}.{name}").model_dump()
+    entries = registry.trackers if name in registry.trackers else registry.metrics
+    arguments = entries[name].arguments(given, f"{where}.{name}")
+    return {name: {**found, **json.loads(json.dumps(arguments))}}
 
 
 def resolve(entries: Registry, spec: Spec, where: str) -> tuple[str, dict[str, Any]]:

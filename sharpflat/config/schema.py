@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from sharpflat import registry
-from sharpflat.registry import Count, Finite, NonNegative, Positive
+from sharpflat.registry import Count, Finite, NaturalNumber, NonNegative, Positive
 
 Policy = Literal["batch", "running", "recalibrated"]
 Seed = Annotated[int, pydantic.Field(ge=0, lt=2**31)]  # JAX's integers have 32 bits
@@ -94,8 +94,38 @@ class Attack(Strict):
     steps: Count = 1
 
 
+class Every(Strict):
+    """How often something is tracked; at the start always."""
+
+    every: Count = 1
+    unit: Literal["epochs", "updates"] = "epochs"
+
+
+class Looked(Strict):
+    """What tracked metrics are of: at most so many training examples, the first ones."""
+
+    examples: Count = 1000
+    chunk: Count = 1000
+    batch_norm: Policy = "batch"
+
+
+class InitFrom(Strict):
+    """A run of the same root, by the beginning of its id, and an epoch after which it was kept.
+
+    Without an epoch its end.
+    """
+
+    run: Annotated[str, pydantic.Field(pattern=r"^[0-9a-f]+$")]
+    epoch: NaturalNumber | None = None
+
+
 class Train(Strict):
     """How a run is trained.
+
+    `track` names what is watched meanwhile, at the parameters of the time: `top_eigenvalue`,
+    `batch_losses`, `snapshots`, or any metric, each alone or as `{name: {every: 2, unit: epochs,
+    ...}}` with arguments of its own. `init_from` starts from another run's parameters and
+    batch-norm averages.
 
     `warmup` is in epochs and comes before the schedule; `clip` is the gradient's largest norm;
     `gradient_penalty` the c of L + c/2 ‖∇L‖². A batch is passed through in `accumulate` parts, each
@@ -111,8 +141,8 @@ class Train(Strict):
     loss: Literal["cross_entropy", "squared_error"] = "cross_entropy"
     drop_last: bool = False
     stop: Stop = Stop()
-    track: Annotated[list[Any], pydantic.Field(max_length=0)] = []
-    init_from: None = None
+    track: list[Spec] = []
+    init_from: InitFrom | None = None
     eval_every: Count | None = None
     schedule: dict[str, Any] | None = None
     warmup: NonNegative = 0.0

@@ -11,7 +11,7 @@ import csv
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -77,6 +77,7 @@ class RunRecord:
         swept: its value of each swept key.
         history: a row an epoch, as in `history.jsonl`.
         row: its row of the study's table.
+        tracked: a row a look of what was watched meanwhile, as in `tracked.jsonl`.
     """
 
     id: str
@@ -85,6 +86,7 @@ class RunRecord:
     swept: dict[str, Any]
     history: list[dict[str, Any]]
     row: dict[str, Any]
+    tracked: list[dict[str, Any]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,9 @@ def study_records(root: str | Path, study: str) -> plots.StudyRecords:
     folder = study_folder(root, study)
     rows = read_table(folder / "table.csv")
     runs = [
-        plots.RunRecord(run.id, row["seed"], row["status"], run.swept, run.history, row)
+        plots.RunRecord(
+            run.id, row["seed"], row["status"], run.swept, run.history, row, run.tracked
+        )
         for run, row in zip(load_runs(root, study), rows, strict=True)
     ]
     landscapes = [

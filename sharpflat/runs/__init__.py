@@ -1,5 +1,6 @@
 """Runs: where training, measuring and landscapes meet, and records are kept."""
 
+from sharpflat.runs.checkpoints import Checkpoints
 from sharpflat.runs.record import Run
 from sharpflat.runs.study import (
     costs,
@@ -14,6 +15,7 @@ from sharpflat.runs.study import (
 )
 
 __all__ = [
+    "Checkpoints",
     "Run",
     "costs",
     "failures",

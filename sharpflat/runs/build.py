@@ -34,6 +34,7 @@ WITHOUT_SHAPE: dict[str, Any] = {
     "batch_size": 1, "accumulate": 1, "ghost_batch_norm": None, "regime_adaptation": None,
     "drop_last": False, "eval_every": None, "stop": {}, "augment": None, "label_noise": None,
     "adversarial": None, "conservative": None, "matmul_precision": None, "compute_dtype": None,
+    "track": [], "init_from": None,
 }  # fmt: skip
 """Of a `train` block: no array of a run's state depends on these."""
 

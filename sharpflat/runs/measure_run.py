@@ -5,17 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import numpy as np
-
 from sharpflat.registry import InputError, metrics
-from sharpflat.runs import files
+from sharpflat.runs import files, outcomes
 from sharpflat.runs.progress import Reporter
 from sharpflat.runs.provenance import commit, device, versions
 from sharpflat.runs.record import Run
 from sharpflat.runs.requests import HANDED_OVER, Request, missing, not_finite
 from sharpflat.sharpness import Measured, check, measure_each
-
-MOST_NUMBERS = 1000
 
 
 def measure_run(run: Run, asked: list[Request], reporter: Reporter) -> None:
@@ -83,33 +79,6 @@ def _failed(request: Request, error: Exception) -> tuple[Request, Measured]:
 
 
 def _write(run: Run, request: Request, outcome: Measured) -> None:
-    estimate, row = outcome.estimate, request.row(run)
-    row |= {"value": None, "standard_error": None, "converged": False, "error": None}
-    if estimate is None:
-        row["error"] = outcome.reason
-        details: dict[str, Any] = {}
-    else:
-        row["value"] = estimate.value
-        row["standard_error"], row["converged"] = estimate.standard_error, estimate.converged
-        details = {name: np.asarray(value) for name, value in estimate.details.items()}
-    row["seconds"] = round(outcome.seconds, 3)
-    row["commit"], row["device"] = commit(), device()
-    row["versions"] = versions()
-    row["details"] = _small(run, details)
-    files.append_lines(run.measurements_file, [row])
-
-
-def _small(run: Run, details: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Details for a JSON line: of more than 1,000 numbers the largest go to `arrays/`."""
-    small: dict[str, Any] = {}
-    room = MOST_NUMBERS
-    for name, array in sorted(details.items(), key=lambda item: item[1].size):
-        if array.size <= room:
-            small[name], room = array, room - array.size
-            continue
-        folder = files.make_folder(run.folder / "arrays")
-        file = folder / f"{files.digest(array)}.npy"
-        with files.replacing(file) as temporary:
-            np.save(temporary, array, allow_pickle=False)
-        small[name] = {"file": f"arrays/{file.name}", "shape": list(array.shape)}
-    return small
+    found = outcomes.fields(run.folder, outcome)
+    about = {"commit": commit(), "device": device(), "versions": versions()}
+    files.append_lines(run.measurements_file, [{**request.row(run), **found, **about}])

@@ -17,6 +17,7 @@ from sharpflat.runs.layout import Layout
 from sharpflat.runs.progress import Reporter
 from sharpflat.runs.provenance import command, commit, now, provenance
 from sharpflat.runs.snapshots import save_tree
+from sharpflat.runs.tracking import Tracking
 from sharpflat.training import Epoch, Recipe, Stopping, TrainState
 
 
@@ -32,6 +33,7 @@ class Member:
         self.last = epochs_of(self.settings)
         self.data: Resident = layout.data(self.config)
         self.recipe: Recipe = replace(build_recipe(self.config), mesh=layout.mesh)
+        self.tracking = Tracking(self.config, folder, self.recipe, self.data.train)
         self.stopping = Stopping(**self.settings["stop"])
         self.rows: list[dict[str, Any]] = []
         self.ended = False
@@ -39,17 +41,18 @@ class Member:
         name = f"train {config.id[:6]} {settings} seed={config.seed}"
         self.task = reporter.task(name, self.last)
 
-    def begin(self, initial: TrainState, together: dict[str, Any] | None) -> None:
-        """A new record, with the start among its snapshots; `together` says with whom it trains."""
+    def begin(self, initial: TrainState, about: dict[str, Any]) -> None:
+        """A new record, with the start among its snapshots; `about` goes to its provenance."""
         history = self.folder / "history.jsonl"
         if history.exists() and files.read_lines(history):
             self.task.note("has no checkpoint to go on from; begins anew")
-        record = provenance(self.data.dataset) | ({"together": together} if together else {})
+        record = provenance(self.data.dataset) | about
         record |= {"layout": self.layout.record} if self.layout.record else {}
         files.write_json(self.folder / "provenance.json", record)
         save_tree(files.make_folder(self.folder / "snapshots") / "0.npz", initial)
         files.write_text(history, "")
         self._write_status("running", None)
+        self.tracking.begin(initial)
 
     def go_on(self, done: int, step: int) -> None:
         """The record of its first `done` epochs, as it was when a checkpoint was made."""
@@ -69,6 +72,7 @@ class Member:
         record["resumed"] = [*record.get("resumed", []), {**again, "started": now(), **layout}]
         files.write_json(self.folder / "provenance.json", record)
         files.write_lines(self.folder / "history.jsonl", rows)
+        self.tracking.go_on(step)
         for row in rows:
             self.stopping.reason(row["train_loss"])
 
@@ -100,6 +104,7 @@ class Member:
         """History to disk."""
         files.append_lines(self.folder / "history.jsonl", self.rows)
         self.rows = []
+        self.tracking.flush()
 
     def _reason_to_end(self, epoch: Epoch) -> str | None:
         if not math.isfinite(epoch.train_loss):

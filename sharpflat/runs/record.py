@@ -14,6 +14,7 @@ from sharpflat.runs.build import build_recipe, own_data, resident, state_like
 from sharpflat.runs.files import read_fields, read_lines
 from sharpflat.runs.layout import is_streamed
 from sharpflat.runs.snapshots import load_tree
+from sharpflat.training import Batches, TrainState
 
 
 class Run:
@@ -112,13 +113,55 @@ class Run:
         """Parameters before the first update."""
         return load_tree(self.folder / "snapshots" / "0.npz", state_like(self.config)).params
 
+    @property
+    def tracked(self) -> list[dict[str, Any]]:
+        """A row a look of what was watched while it trained."""
+        needed, numbers = ("track", "step", "epoch", "value"), TRACKED_NUMBERS
+        return read_lines(self.folder / "tracked.jsonl", needed, numbers)
+
+    @property
+    def updates_an_epoch(self) -> int:
+        """How many there are."""
+        size, train = resident(self.config["dataset"]).train.size, self.config["train"]
+        return Batches(size, train["batch_size"], train["drop_last"]).updates
+
+    def snapshot(self, epoch: int | None = None) -> TrainState:
+        """Parameters, batch-norm averages and optimizer state after `epoch` epochs; or at the end.
+
+        Raises:
+            InputError: none was kept there; it says where.
+        """
+        path = self.folder / "snapshots" / f"{self.step_of(epoch)}.npz"
+        return load_tree(path, state_like(self.config))
+
+    def step_of(self, epoch: int | None) -> int:
+        """The updates before the snapshot after `epoch` epochs; or at the end.
+
+        Raises:
+            InputError: none was kept there; it says where.
+        """
+        steps = self._steps
+        if epoch is None:
+            if self.status["status"] not in ("finished", "diverged") or len(steps) < 2:
+                raise InputError(f"run {self.id}: has no final snapshot (it has not finished)")
+            return steps[-1]
+        updates = self.updates_an_epoch
+        if epoch * updates not in steps:
+            kept = ", ".join(f"{step / updates:g}" for step in steps) or "none"
+            raise InputError(
+                f"run {self.id}: has no snapshot after epoch {epoch}, but after {kept}; "
+                f"train.track: [snapshots] keeps more"
+            )
+        return epoch * updates
+
+    @property
+    def _steps(self) -> list[int]:
+        # A kill may leave a temporary file there, whose name begins with a dot.
+        return sorted(int(path.stem) for path in self.folder.glob("snapshots/[0-9]*.npz"))
+
     @functools.cached_property
     def _end(self) -> Any:
-        # A kill may leave a temporary file there, whose name begins with a dot.
-        files = sorted(self.folder.glob("snapshots/[0-9]*.npz"), key=lambda path: int(path.stem))
-        if len(files) < 2:
-            raise InputError(f"run {self.id}: has no final snapshot (it has not finished)")
-        return load_tree(files[-1], state_like(self.config))
+        return self.snapshot()
 
     def check_data(self) -> None:
         """Refuse data that have changed since the run, begun or done, saw them.
@@ -169,6 +212,7 @@ class Run:
         )  # fmt: skip
 
 
+TRACKED_NUMBERS = ("step", "epoch", "value", "standard_error", "stability_threshold")
 HISTORY_NUMBERS = (
     "epoch", "step", "seconds", "train_loss", "train_accuracy", "full_train_loss",
     "full_train_accuracy", "test_loss", "test_accuracy",

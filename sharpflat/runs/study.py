@@ -28,7 +28,9 @@ from sharpflat.runs.requests import check_measures, left_out, missing, requests
 from sharpflat.runs.requests import failures as failed_measurements
 from sharpflat.runs.setup import fill_registries, keep_compiled_programs
 from sharpflat.runs.table import read_table, swept_keys, table_rows, write_table
+from sharpflat.runs.tracking import check_tracks
 from sharpflat.runs.train_run import follow_group, train_group
+from sharpflat.runs.warm_starts import check_warm_starts
 
 
 def load_config(
@@ -74,6 +76,7 @@ def train(config: Config, root: str | Path = "results", reporter: Reporter = SIL
     # From the first check on: Python drops a KeyboardInterrupt that JAX's garbage collection meets.
     with held() as interrupts, contextlib.suppress(Interrupted):
         cells = _checked_cells(config)
+        check_warm_starts(cells, root)
         trainings = _trainings(config, cells)
         if jax.process_index():
             follow(trainings, follow_group)
@@ -140,7 +143,9 @@ def measure(config: Config, root: str | Path = "results", reporter: Reporter = S
 def plan(config: Config, root: str | Path = "results") -> list[Planned]:
     """What `run` would do, a run a row."""
     asked, rows = requests(config), []
-    for cell in _checked_cells(config):
+    cells = _checked_cells(config)
+    check_warm_starts(cells, root)
+    for cell in cells:
         record = _record(cell, root)
         started = (record.folder / "config.yaml").exists()
         wanted = [request for request in asked if request.wants(record)]
@@ -229,6 +234,8 @@ def _checked_cells(config: Config) -> list[RunConfig]:
         _checked(check_fit, cell.resolved())
     for cell in {shape_key(cell.resolved()): cell for cell in cells}.values():
         _checked(check_measures, config, cell.resolved())
+    for cell in cells:
+        _checked(check_tracks, cell.resolved())
     _checked(check_layout, config, cells)
     _checked(check_landscapes, config, cells)
     return cells

@@ -29,6 +29,8 @@ from sharpflat.runs.processes import announced
 from sharpflat.runs.progress import Reporter
 from sharpflat.runs.provenance import device
 from sharpflat.runs.record import Run
+from sharpflat.runs.tracking import tracks
+from sharpflat.runs.warm_starts import origin, warm_start
 from sharpflat.training import (
     Batches,
     Members,
@@ -92,9 +94,15 @@ def follow_group(work: tuple[Group, Layout]) -> None:
         pass
 
 
-def _starts(group: Group, data: Batch) -> tuple[list[TrainState], Moment]:
-    """The start of each member, and the moment in which all of them are there."""
+def _starts(group: Group, data: Batch, root: Path | None = None) -> tuple[list[TrainState], Moment]:
+    """The start of each member, and the moment in which all of them are there.
+
+    Without `root` it need have the shapes only: those who follow are told the numbers.
+    """
     starts = [start(build_recipe(config.resolved()), data, config.seed) for config in group.members]
+    if root is not None:
+        pairs = zip(group.members, starts, strict=True)
+        starts = [warm_start(config.resolved(), root, plain) for config, plain in pairs]
     if len(starts) == 1:
         return starts, beginning(starts[0])
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts)
@@ -110,6 +118,7 @@ def _moments(
         replace(build_recipe(config), mesh=layout.mesh), begin, data,
         batch_size=train["batch_size"], seed=config["seed"] if together is None else together,
         drop_last=train["drop_last"], streamed_by=layout.streamed_by(data),
+        stops_at=[track.period for track in tracks(config)],
     )  # fmt: skip
 
 
@@ -126,6 +135,7 @@ class _Training:
     ) -> None:
         """`todo` are the ids of those that train; the others ride along unchanged."""
         self.group, self.together, self.layout = group, group.together(), layout
+        self.root = root
         self.members = [
             Member(config, root / "runs" / config.id, layout, reporter)
             if config.id in todo
@@ -167,23 +177,31 @@ class _Training:
 
     def _begin(self) -> Moment:
         """Where the training goes on."""
-        starts, first = _starts(self.group, self.data)
+        starts, first = _starts(self.group, self.data, self.root)
         kept = self.checkpoints.restore(self._kept(first), self.say)
         for place, member in self.training:
             if kept is None:
-                member.begin(starts[place], self._layout())
+                member.begin(starts[place], self._about(member))
             else:
+                member.tracking.carried = kept[1][-1][place]
                 member.go_on(kept[0] // self.batches.updates, kept[0])
         self._set_active()
         if kept is None:
             return first
-        step, (sums, state, seconds) = kept
+        step, (sums, state, seconds, _) = kept
         self.seconds = float(seconds)
         return Moment(step, sums, state)
 
     def _kept(self, moment: Moment) -> tuple[Any, ...]:
         """What a checkpoint holds."""
-        return moment.sums, moment.state, np.float32(self.seconds)
+        vector = next(member.tracking.carried for member in self.members if member)
+        carried = [m.tracking.carried if m else jnp.zeros_like(vector) for m in self.members]
+        return moment.sums, moment.state, np.float32(self.seconds), carried
+
+    def _about(self, member: Member) -> dict[str, Any]:
+        """What provenance is to say of how it trains."""
+        found = {"together": self._layout(), "init_from": origin(member.config, self.root)}
+        return {key: value for key, value in found.items() if value}
 
     def _layout(self) -> dict[str, Any] | None:
         """Who is trained together, and how; written down before the first update."""
@@ -198,6 +216,9 @@ class _Training:
 
     def _take(self, moment: Moment) -> None:
         self.seconds += moment.seconds
+        for place, member in self.training:
+            if member.tracking.due(moment.step):
+                member.tracking.look(self._own(moment, place).state, moment.step)
         if moment.step % self.batches.updates:
             for _, member in self.training:
                 member.task.update(moment.step / self.batches.updates)

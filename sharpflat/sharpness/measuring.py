@@ -34,10 +34,12 @@ class Measured(NamedTuple):
         """What kept it from a number, with the line of a user's own file that it came from."""
         if self.error is None:
             return None
+        said = f"{type(self.error).__name__}: {self.error}"
+        if self.name not in metrics or metrics[self.name].built_in:
+            return said
         frames = traceback.extract_tb(self.error.__traceback__)
         own = [f for f in frames if Path(f.filename) == metrics[self.name].file]
-        said = f"{type(self.error).__name__}: {self.error}"
-        if not own or metrics[self.name].built_in:
+        if not own:
             return said
         return f"{said} ({Path(own[-1].filename).name}, line {own[-1].lineno})"
 

@@ -28,6 +28,20 @@ def history(batch_size, seed, epochs, every):
     return rows
 
 
+def looks(history):
+    """λmax and the losses of batches, at every tenth epoch."""
+    common = {"arguments": {}, "examples": 100, "batch_norm": "batch", "standard_error": 0.0}
+    tracked = []
+    for row in history[::10]:
+        look = {**common, "epoch": row["epoch"], "step": row["step"], "error": None}
+        edge = {"value": 10 / row["train_loss"], "stability_threshold": 20.0, "details": {}}
+        tracked.append({**look, **edge, "track": "top_eigenvalue", "converged": row["epoch"] > 1})
+        spread = {"standard_deviation": 0.1 * row["train_loss"]}
+        losses = {"value": row["train_loss"], "details": spread, "converged": True}
+        tracked.append({**look, **losses, "track": "batch_losses"})
+    return tracked
+
+
 def run(batch_size, seed, epochs=60, columns=COLUMNS, status="finished", **swept):
     generator = np.random.default_rng([batch_size, seed, 1])
     rows = history(batch_size, seed, epochs, max(1, epochs // 30))
@@ -38,7 +52,7 @@ def run(batch_size, seed, epochs=60, columns=COLUMNS, status="finished", **swept
     for index, column in enumerate(columns):
         row[column] = 0.3 * batch_size ** (0.5 + 0.1 * index) * math.exp(0.3 * generator.normal())
         row |= {f"{column}_standard_error": 0.0, f"{column}_converged": seed != 3}
-    return RunRecord(f"{batch_size}-{seed}", seed, status, swept, rows, row)
+    return RunRecord(f"{batch_size}-{seed}", seed, status, swept, rows, row, looks(rows))
 
 
 def line_record(seed=0, start=8, end=1000, **settings):

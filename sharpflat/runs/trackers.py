@@ -1,0 +1,159 @@
+"""What can be watched while a run trains, beside every metric.
+
+A tracker is `def name(look, *, ...)`, registered with `@tracker`. It returns an `Estimate`, or None
+where it leaves something on disk instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sharpflat.batch import Batch
+from sharpflat.config import Policy
+from sharpflat.curvature.krylov import Krylov, hessian
+from sharpflat.curvature.lanczos import leading, outermost_eigenvalue
+from sharpflat.objective import Objective
+from sharpflat.registry import Count, Positive, tracker
+from sharpflat.runs.snapshots import save_tree
+from sharpflat.sharpness import Estimate
+from sharpflat.training import Batches, Recipe, TrainState
+from sharpflat.training.batching import epoch_order
+
+MOST_EXAMPLES = 10_000
+
+
+@dataclass
+class Look:
+    """A run at a moment of its training.
+
+    Attributes:
+        config: its resolved config.
+        folder: its record.
+        recipe: model, loss and optimizer.
+        data: the training set, on the device or in NumPy arrays.
+        state: parameters, batch-norm averages, optimizer state.
+        step: updates so far.
+        carried: a vector `[p]` from the look before, zeros at first; what is put there is for the
+            next one, and checkpoints keep it.
+    """
+
+    config: dict[str, Any]
+    folder: Path
+    recipe: Recipe
+    data: Batch
+    state: TrainState
+    step: int
+    carried: jax.Array
+
+    def objective(self, examples: int, chunk: int, batch_norm: Policy) -> Objective:
+        """The loss over the first `examples` (all, if there are fewer), at the trained parameters.
+
+        An average of parameters that the training may keep beside them is not looked at.
+        """
+        part = jax.tree.map(jnp.asarray, self.data.first(min(examples, self.data.size)))
+        return Objective(
+            self.state.params, self.state.model_state, part, self.recipe.loss, self.recipe.model,
+            batch_norm, min(chunk, part.size),
+        )  # fmt: skip
+
+
+@tracker
+def top_eigenvalue(
+    look: Look,
+    *,
+    examples: Count = 1000,
+    chunk: Count = 1000,
+    batch_norm: Policy = "batch",
+    tolerance: Positive = 1e-2,
+    max_steps: Count = 100,
+) -> Estimate:
+    """The largest eigenvalue of the loss's Hessian, from a warm start.
+
+    Lanczos begins with the sum of the uppermost three Ritz vectors of the look before, mixed half
+    and half with a random direction, so that an eigenvalue that has overtaken the largest is met.
+    The first look has no warm start, and may certify a lower eigenvalue at a loose tolerance: it is
+    held to a tenth of `tolerance`.
+
+    Args:
+        look: where the training is.
+        examples: the first so many of the training set, or all if there are fewer.
+        chunk: examples a pass.
+        batch_norm: the policy, see `Objective.from_model`.
+        tolerance: of ‖Hv − λv‖ / |λ|.
+        max_steps: Lanczos steps at most.
+
+    Returns:
+        λmax; details: `residual`, `products`.
+
+    Source: the edge of stability, Cohen et al. (2021), watches it so.
+    """
+    objective = look.objective(examples, chunk, batch_norm)
+    key = jax.random.key(look.config["seed"])
+    space = Krylov(hessian, objective, key, start=look.carried)
+    warm = bool(jnp.any(look.carried != 0))
+    allowed = tolerance if warm else tolerance / 10
+    found = outermost_eigenvalue(space, tolerance=allowed, max_steps=max_steps)
+    look.carried = leading(space, found.products).astype(look.carried.dtype)
+    held = found.residual <= allowed
+    details = {"residual": found.residual, "products": found.products}
+    return Estimate(found.value, 0.0 if held else None, held, details)
+
+
+@tracker
+def batch_losses(look: Look) -> Estimate:
+    """The loss of each batch of the epoch under way, or about to begin, at one and the same point.
+
+    As an update sees it, batch statistics (ghost batches and parts of an accumulation included),
+    but without dropout, augmentation and resampled labels.
+
+    Args:
+        look: where the training is.
+
+    Returns:
+        The mean over the batches, by examples; details: `losses` `[batches]`, in their order, and
+        `standard_deviation` over the batches.
+    """
+    train, n = look.config["train"], look.data.size
+    batches = Batches(n, train["batch_size"], train["drop_last"])
+    order = epoch_order(look.config["seed"], look.step // batches.updates + 1, n)
+    begin, losses, sizes = 0, list[np.ndarray](), list[int]()
+    for size, count in batches.sizes:
+        at_once = max(1, MOST_EXAMPLES // size)
+        for first in range(0, count, at_once):
+            number = min(at_once, count - first)
+            indices = order[begin : begin + number * size]
+            losses.append(_losses(look, indices).reshape(number, size).mean(axis=1))
+            sizes += [size] * number
+            begin += number * size
+    each = np.concatenate(losses)
+    mean = float(np.average(each, weights=sizes))
+    return Estimate(mean, 0.0, True, {"losses": each, "standard_deviation": each.std()})
+
+
+def _losses(look: Look, indices: jax.Array) -> np.ndarray:
+    """Each example's, normalised as the training's passes do, `[examples]`."""
+    on_device = isinstance(look.data.inputs, jax.Array)
+    given: Any = indices if on_device else np.asarray(indices)
+    part = look.data.take(given)
+    passes = look.recipe.ghost or look.recipe.chunk or part.size
+    objective = Objective(
+        look.state.params, look.state.model_state, jax.tree.map(jnp.asarray, part),
+        look.recipe.loss, look.recipe.model, "batch", min(passes, part.size),
+    )  # fmt: skip
+    return np.asarray(objective.losses(look.state.params), np.float64)
+
+
+@tracker
+def snapshots(look: Look) -> None:
+    """Parameters, batch-norm averages and optimizer state, as `snapshots/<step>.npz`.
+
+    Args:
+        look: where the training is.
+    """
+    save_tree(look.folder / "snapshots" / f"{look.step}.npz", look.state)

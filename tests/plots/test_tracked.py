@@ -1,0 +1,50 @@
+"""The figure of what was tracked: its numbers, thresholds and certificates."""
+
+from sharpflat.plots import RunRecord
+from sharpflat.plots.tracked import tracked
+
+
+def look(step, value, track="top_eigenvalue", **changes):
+    row = {
+        "track": track, "arguments": {}, "epoch": step / 5, "step": step, "examples": 40,
+        "batch_norm": "batch", "value": value, "standard_error": 0.0, "converged": True,
+        "error": None, "seconds": 0.1, "details": {}, "stability_threshold": 20.0,
+    }  # fmt: skip
+    return {**row, **changes}
+
+
+def run(seed, rows, batch_size=8):
+    swept = {"train.batch_size": batch_size}
+    return RunRecord(str(seed), seed, "finished", swept, [], {}, rows)
+
+
+def test_nothing_watched_nothing_drawn(make):
+    assert tracked(make.study([run(0, [])])) is None
+
+
+def test_a_panel_a_track_with_its_threshold(make):
+    rows = [look(0, 1.0), look(5, 30.0, converged=False), look(10, None, error="failed")]
+    losses = [
+        look(s, 1.0, "batch_losses", details={"losses": [1.0], "standard_deviation": 0.5},
+             stability_threshold=None)
+        for s in (0, 5)
+    ]  # fmt: skip
+    plot = tracked(make.study([run(0, rows + losses), run(1, [look(0, 2.0)], batch_size=40)]))
+    assert [ax.get_ylabel() for ax in plot.figure.axes] == ["top eigenvalue", "batch losses"]
+    drawn = [(r["track"], r["train.batch_size"], r["step"], r["value"]) for r in plot.rows]
+    assert drawn == [
+        ("top_eigenvalue", 8, 0, 1.0), ("top_eigenvalue", 8, 5, 30.0),
+        ("batch_losses", 8, 0, 1.0), ("batch_losses", 8, 5, 1.0), ("top_eigenvalue", 40, 0, 2.0),
+    ]  # fmt: skip
+    assert plot.figure.axes[0].get_yscale() == "log"
+    dashed = [line for line in plot.figure.axes[0].lines if line.get_linestyle() == "--"]
+    assert [list(line.get_ydata()) for line in dashed if len(line.get_ydata())] == [[20, 20], [20]]
+    for said in ("Dashed", "Bands", "Open dots", "batch norm batch"):
+        assert said in plot.caption
+
+
+def test_two_looks_of_one_name_are_told_apart(make):
+    rows = [look(0, 1.0), look(0, 2.0, batch_norm="running")]
+    plot = tracked(make.study([run(0, rows)]))
+    names = [row["track"] for row in plot.rows]
+    assert names == ["top_eigenvalue[batch_norm=batch]", "top_eigenvalue[batch_norm=running]"]

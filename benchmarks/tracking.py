@@ -1,0 +1,98 @@
+"""What watching λmax and checkpoints cost a training.
+
+    python benchmarks/tracking.py                       # MNIST is looked for, or downloaded
+
+Tracking: trainings of F1 at B = 256 without and with it (every epoch) in turn, whole times, after
+a first round that is not counted. Checkpoints: the time of a save of a finished training's state,
+against the 60 s from one to the next.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import sharpflat as sf
+from sharpflat.runs import Checkpoints
+
+SECONDS_BETWEEN = 60
+ADAM = {"name": "adam", "learning_rate": 1e-3}
+F1 = {"dataset": {"name": "mnist"}, "model": {"name": "f1"}}
+DIGITS = {"dataset": {"name": "digits"}, "model": {"name": "mlp", "width": 64, "depth": 2}}
+
+
+def trained(study: dict[str, Any], folder: Path, **train: Any) -> tuple[sf.Run, float]:
+    """A new training under `folder`, and the seconds it took."""
+    content = {
+        **study, "study": "benchmark", "seeds": 1, "together": False,
+        "train": {"batch_size": 256, "optimizer": ADAM, **train},
+    }  # fmt: skip
+    (folder / "study.yaml").write_text(yaml.safe_dump(content))
+    config = sf.load_config(folder / "study.yaml")
+    tic = time.perf_counter()
+    (run,) = sf.train(config, folder)
+    return run, time.perf_counter() - tic
+
+
+def tracking(rounds: int, epochs: int) -> None:
+    """Print seconds without and with λmax every epoch."""
+    found: dict[str, list[float]] = {"without": [], "with": []}
+    for number in range(rounds + 1):
+        for way, track in (("without", []), ("with", ["top_eigenvalue"])):
+            with tempfile.TemporaryDirectory() as folder:
+                given = {"epochs": epochs, "eval_every": epochs, "track": track}
+                run, seconds = trained(F1, Path(folder), **given)
+                if number:
+                    found[way].append(seconds)
+                    looks = [row["seconds"] for row in run.tracked]
+    without, watched = (statistics.median(times) for times in found.values())
+    spread = {way: f"{min(times):.1f}–{max(times):.1f}" for way, times in found.items()}
+    print(f"F1 at B = 256, {epochs} epochs, {rounds} rounds; target below 1.20")
+    print("| without, s | λmax every epoch, s | ratio of medians | a look, s |\n|---|---|---|---|")
+    print(
+        f"| {without:.2f} ({spread['without']}) | {watched:.2f} ({spread['with']}) "
+        f"| {watched / without:.3f} | {statistics.median(looks):.2f} |",
+        flush=True,
+    )
+
+
+def checkpoints(saves: int) -> None:
+    """Print the time of a save, and its part of the time from one to the next."""
+    print(f"a checkpoint every {SECONDS_BETWEEN} s, {saves} saves; target below 1.05")
+    print("| state | MB | a save, s | ratio |\n|---|---|---|---|")
+    for name, study in (("F1", F1), ("digits", DIGITS)):
+        with tempfile.TemporaryDirectory() as text:
+            folder = Path(text)
+            run, _ = trained(study, folder, epochs=1)
+            state, seconds = run.snapshot(), []
+            kept = Checkpoints(folder / "checkpoints", "benchmark")
+            for step in range(saves + 1):
+                tic = time.perf_counter()
+                kept.save(step, state)
+                seconds.append(time.perf_counter() - tic)
+            kept.close()
+            size = (run.folder / "snapshots" / f"{run.step_of(None)}.npz").stat().st_size
+        each = statistics.median(seconds[1:])
+        spread = f"{min(seconds[1:]):.3f}–{max(seconds[1:]):.3f}"
+        ratio = 1 + each / SECONDS_BETWEEN
+        print(f"| {name} | {size / 1e6:.1f} | {each:.3f} ({spread}) | {ratio:.4f} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--saves", type=int, default=10)
+    given = parser.parse_args()
+    checkpoints(given.saves)
+    tracking(given.rounds, given.epochs)
+
+
+if __name__ == "__main__":
+    main()

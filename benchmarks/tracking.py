@@ -40,11 +40,11 @@ def trained(study: dict[str, Any], folder: Path, **train: Any) -> tuple[sf.Run, 
     return run, time.perf_counter() - tic
 
 
-def tracking(rounds: int, epochs: int) -> None:
-    """Print seconds without and with λmax every epoch."""
+def tracking(rounds: int, epochs: int, examples: int) -> None:
+    """Print seconds without and with λmax every epoch, of so many examples."""
     found: dict[str, list[float]] = {"without": [], "with": []}
     for number in range(rounds + 1):
-        for way, track in (("without", []), ("with", ["top_eigenvalue"])):
+        for way, track in (("without", []), ("with", [{"top_eigenvalue": {"examples": examples}}])):
             with tempfile.TemporaryDirectory() as folder:
                 given = {"epochs": epochs, "eval_every": epochs, "track": track}
                 run, seconds = trained(F1, Path(folder), **given)
@@ -53,7 +53,9 @@ def tracking(rounds: int, epochs: int) -> None:
                     looks = [row["seconds"] for row in run.tracked]
     without, watched = (statistics.median(times) for times in found.values())
     spread = {way: f"{min(times):.1f}–{max(times):.1f}" for way, times in found.items()}
-    print(f"F1 at B = 256, {epochs} epochs, {rounds} rounds; target below 1.20")
+    print(
+        f"F1 at B = 256, {epochs} epochs, {rounds} rounds, {examples} examples; target below 1.20"
+    )
     print("| without, s | λmax every epoch, s | ratio of medians | a look, s |\n|---|---|---|---|")
     print(
         f"| {without:.2f} ({spread['without']}) | {watched:.2f} ({spread['with']}) "
@@ -89,9 +91,11 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--saves", type=int, default=10)
+    parser.add_argument("--examples", type=int, nargs="+", default=[1000, 500])
     given = parser.parse_args()
     checkpoints(given.saves)
-    tracking(given.rounds, given.epochs)
+    for examples in given.examples:
+        tracking(given.rounds, given.epochs, examples)
 
 
 if __name__ == "__main__":

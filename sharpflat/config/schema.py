@@ -66,11 +66,20 @@ class Conservative(Strict):
 
 
 class Augment(Strict):
-    """Pictures flipped, turned by up to so many degrees, shifted by up to a part of their side."""
+    """Pictures flipped, turned by up to so many degrees, shifted by up to a part of their side.
+
+    Keskar et al. (2017), appendix E: flips, up to 10 degrees, up to 0.2.
+    """
 
     flip: bool = False
     rotate: Annotated[float, pydantic.Field(ge=0, le=180)] = 0.0
     shift: Annotated[float, pydantic.Field(ge=0, le=1)] = 0.0
+
+    @pydantic.model_validator(mode="after")
+    def _asks_for_something(self) -> Augment:
+        if not (self.flip or self.rotate or self.shift):
+            raise ValueError("changes nothing; set flip, rotate or shift, or leave it out")
+        return self
 
 
 class LabelNoise(Strict):

@@ -187,7 +187,10 @@ def make_optimizer_of(config: dict[str, Any]) -> optax.GradientTransformation:
             learning rate, where that is asked to change.
     """
     name, arguments, factors = optimizer_arguments(config)
-    return make_optimizer(name, arguments, **factors)
+    try:
+        return make_optimizer(name, arguments, **factors)
+    except InputError as error:
+        raise InputError(f"train.{error}") from None
 
 
 def optimizer_arguments(config: dict[str, Any]) -> tuple[str, dict[str, Any], dict[str, Any]]:
@@ -225,6 +228,18 @@ def epochs_of(train: dict[str, Any]) -> int:
     if adaptation is None:
         return train["epochs"]
     return max(1, round(train["epochs"] * train["batch_size"] / adaptation["reference"]))
+
+
+def ghost_statistics(config: dict[str, Any]) -> str | None:
+    """A line where batch norm, unasked, sees less than the batch: the parts it is passed in."""
+    parts = config["train"]["accumulate"]
+    if parts == 1 or not has_batch_norm(state_like(config).model_state):
+        return None
+    seen = config["train"]["ghost_batch_norm"] or config["train"]["batch_size"] // parts
+    return (
+        f"train.accumulate: batch norm sees {seen} examples at a time, not the batch of "
+        f"{config['train']['batch_size']} (ghost statistics)"
+    )
 
 
 def check_chunk(

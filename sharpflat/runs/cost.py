@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from sharpflat.registry import metrics
 from sharpflat.runs.build import abstract_objective, build_recipe, epochs_of, resident
-from sharpflat.runs.layout import layout_of
+from sharpflat.runs.layout import Layout, is_streamed, shared_mesh
 from sharpflat.runs.record import Run
 from sharpflat.runs.requests import Request
 from sharpflat.training import Batches, advance, beginning, start
@@ -95,7 +95,7 @@ def _training_seconds(config: dict[str, Any]) -> float | None:
 
 def _epoch_seconds(config: dict[str, Any]) -> float:
     """Over updates made now; the first segment of each batch size is left out: it compiles."""
-    train, layout = config["train"], layout_of(config["dataset"])
+    train, layout = config["train"], Layout(shared_mesh(), is_streamed(config["dataset"]))
     recipe = replace(build_recipe(config), mesh=layout.mesh)
     data = layout.data(config).train
     batches = Batches(data.size, train["batch_size"], train["drop_last"])

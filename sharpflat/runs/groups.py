@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from sharpflat.config import RunConfig
+from sharpflat.runs import files
 from sharpflat.runs.build import (
     build_recipe,
     config_of,
@@ -69,23 +71,46 @@ class Group(NamedTuple):
 
 
 def groups(
-    cells: Sequence[RunConfig], together: bool | None, on_device: bool | None = None
+    cells: Sequence[RunConfig],
+    together: bool | None,
+    on_device: bool | None = None,
+    devices: int = 1,
+    root: Path | None = None,
 ) -> list[Group]:
-    """The runs, grouped; `together` is None for what is faster: each alone on a CPU.
+    """The runs, grouped; those whose data set is streamed, see `is_streamed`, train alone.
 
-    Those whose data set is streamed, see `is_streamed`, train alone.
+    Args:
+        cells: the runs.
+        together: None for what is faster: each alone on a CPU.
+        on_device: as a config's `dataset_on_device`.
+        devices: that train a group each; runs that are alike are spread over them.
+        root: of all results; a group that was stopped there goes on as it was recorded, on
+            whatever device.
     """
     if together is None:
         together = jax.default_backend() != "cpu"
     if not together:
         return [Group((cell,)) for cell in cells]
+    found = [] if root is None else _stopped(cells, root)
+    taken = {member.id for group in found for member in group.members}
     alike: dict[str, list[RunConfig]] = {}
-    for cell in cells:
+    for cell in (cell for cell in cells if cell.id not in taken):
         alone = cell.id if is_streamed(cell.dataset, on_device) else ""
         alike.setdefault(_likeness(cell) + alone, []).append(cell)
-    found = [group for runs in alike.values() for group in _split(runs)]
+    found += [group for runs in alike.values() for group in _split(runs, devices)]
     places = {cell.id: place for place, cell in enumerate(cells)}
     return sorted(found, key=lambda group: places[group.members[0].id])
+
+
+def _stopped(cells: Sequence[RunConfig], root: Path) -> list[Group]:
+    """Groups of these runs that have a checkpoint, as they were written down."""
+    left, found = {cell.id: cell for cell in cells}, list[Group]()
+    for file in sorted(root.glob("groups/*/group.json")):
+        layout = files.read_json(file)
+        members = layout["members"]
+        if left.keys() >= set(members) and any(file.parent.glob("checkpoints/*")):
+            found.append(Group(tuple(left.pop(one) for one in members), tuple(layout["numbers"])))
+    return found
 
 
 def _likeness(cell: RunConfig) -> str:
@@ -104,8 +129,8 @@ def _numbers(config: dict[str, Any]) -> list[str]:
     return [name for name, value in optimizer.items() if isinstance(value, float)]
 
 
-def _split(runs: list[RunConfig]) -> list[Group]:
-    """Runs that are alike, in as few groups of nearly one size as fit the device's memory."""
+def _split(runs: list[RunConfig], devices: int) -> list[Group]:
+    """Runs that are alike, in groups of nearly one size: one a device, or as many as fit one."""
     optimizer = [run.train["optimizer"] for run in runs]
     differ = [
         name for name in _numbers(runs[0].resolved()) if len({o[name] for o in optimizer}) > 1
@@ -117,10 +142,9 @@ def _split(runs: list[RunConfig]) -> list[Group]:
         apart: dict[str, list[RunConfig]] = {}
         for run in runs:
             apart.setdefault(json.dumps(run.train["optimizer"], sort_keys=True), []).append(run)
-        return [group for part in apart.values() for group in _split(part)]
+        return [group for part in apart.values() for group in _split(part, devices)]
     most = max(1, int(SHARE_OF_MEMORY * device_memory() / update_bytes(runs[0])))
-    spread = jax.local_device_count() if jax.default_backend() == "cpu" else 1
-    count = max(math.ceil(len(runs) / most), min(len(runs), spread))
+    count = max(math.ceil(len(runs) / most), min(len(runs), devices))
     parts = np.array_split(np.arange(len(runs)), count)
     return [Group(tuple(runs[i] for i in part), free if len(part) > 1 else ()) for part in parts]
 

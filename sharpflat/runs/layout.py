@@ -63,27 +63,21 @@ class Layout(NamedTuple):
         ]
 
 
-def layout_of(
-    spec: dict[str, Any], data_parallel: bool | None = None, on_device: bool | None = None
-) -> Layout:
-    """Of a training on the data set `spec`; None is for what the devices suggest.
+def shared_mesh(data_parallel: bool | None = None) -> Mesh | None:
+    """The devices that share each training's examples, of all processes; None for one device each.
 
-    Args:
-        spec: of the data set.
-        data_parallel: on all devices, of all processes; by default where they are several
-            accelerators, or of several processes.
-        on_device: the training set stays on the device; by default where both splits fit into half
-            of its memory.
+    By default there are such where there are several accelerators, or processes.
     """
-    several = jax.process_count() > 1
     if data_parallel is None:
-        data_parallel = several or jax.default_backend() != "cpu"
-    mesh = data_mesh(jax.devices()) if data_parallel and jax.device_count() > 1 else None
-    return Layout(mesh, is_streamed(spec, on_device))
+        data_parallel = jax.process_count() > 1 or jax.default_backend() != "cpu"
+    return data_mesh(jax.devices()) if data_parallel and jax.device_count() > 1 else None
 
 
-def is_streamed(spec: dict[str, Any], on_device: bool | None) -> bool:
-    """Whether the data set stays on the host."""
+def is_streamed(spec: dict[str, Any], on_device: bool | None = None) -> bool:
+    """Whether the data set `spec` stays on the host.
+
+    By default it does where its two splits do not fit into half of the device's memory.
+    """
     if on_device is not None:
         return not on_device
     try:

@@ -13,12 +13,18 @@ from sharpflat import config as configs
 from sharpflat.config import Config, RunConfig
 from sharpflat.registry import InputError, closest
 from sharpflat.runs import files
-from sharpflat.runs.build import build_recipe, check_fit, resident, shape_key
+from sharpflat.runs.build import (
+    build_recipe,
+    check_fit,
+    ghost_statistics,
+    resident,
+    shape_key,
+)
 from sharpflat.runs.cost import Cost, Planned, costs_of
 from sharpflat.runs.groups import Group, groups, places
 from sharpflat.runs.interrupts import Interrupted, held
 from sharpflat.runs.landscapes import check_landscapes, compute_landscapes
-from sharpflat.runs.layout import Layout, check_layout, layout_of
+from sharpflat.runs.layout import Layout, check_layout, is_streamed, shared_mesh
 from sharpflat.runs.measure_run import measure_run
 from sharpflat.runs.placing import placed
 from sharpflat.runs.processes import check_alike, follow, leading
@@ -77,7 +83,7 @@ def train(config: Config, root: str | Path = "results", reporter: Reporter = SIL
     with held() as interrupts, contextlib.suppress(Interrupted):
         cells = _checked_cells(config)
         check_warm_starts(cells, root)
-        trainings = _trainings(config, cells)
+        trainings = _trainings(config, cells, Path(root))
         if jax.process_index():
             follow(trainings, follow_group)
             return _begun(cells, root)
@@ -107,15 +113,20 @@ def _places(config: Config, found: Sequence[tuple[Group, Layout]]) -> list[jax.D
 def _notes(trainings: Iterable[tuple[Group, Layout]]) -> Iterator[str]:
     for group, layout in trainings:
         yield from layout.notes(group.members[0].train)
+        said = ghost_statistics(group.members[0].resolved())
+        yield from [said] if said else []
 
 
-def _trainings(config: Config, cells: Sequence[RunConfig]) -> dict[str, tuple[Group, Layout]]:
+def _trainings(
+    config: Config, cells: Sequence[RunConfig], root: Path
+) -> dict[str, tuple[Group, Layout]]:
     """By their ids; the same ones in every process."""
+    mesh = shared_mesh(config.data_parallel)
+    devices = jax.local_device_count() if mesh is None else 1
     found = {}
-    for group in groups(cells, config.together, config.dataset_on_device):
-        spec = group.members[0].dataset
-        layout = layout_of(spec, config.data_parallel, config.dataset_on_device)
-        found[group.id] = group, layout
+    for group in groups(cells, config.together, config.dataset_on_device, devices, root):
+        streamed = is_streamed(group.members[0].dataset, config.dataset_on_device)
+        found[group.id] = group, Layout(mesh, streamed)
     if jax.process_count() > 1:
         check_alike([*found, *(resident(cell.dataset).dataset.digest for cell in cells)])
     return found

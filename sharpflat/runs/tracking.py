@@ -30,7 +30,7 @@ from sharpflat.training import Batches, Recipe, TrainState, rate_at, stability_t
 
 OF_HESSIAN = ("top_eigenvalue", "hessian_top_eigenvalues")
 OF_PRECONDITIONED = ("preconditioned_sharpness",)
-OTHER_DYNAMICS = ("gradient_penalty", "conservative", "adversarial")
+OTHER_DYNAMICS = ("clip", "gradient_penalty", "conservative", "adversarial")
 """Keys of `train` with which an update is no longer the optimizer's of the loss's gradient."""
 
 

@@ -66,7 +66,7 @@ def optimizer_of(
     entry = optimizers[name]
     checked = entry.arguments(arguments)
     if (schedule or warmup or scale != 1) and "learning_rate" not in checked:
-        raise InputError(f"{name}: has no learning_rate that a schedule or a scale could change")
+        raise InputError(f"optimizer: {name!r} has no learning_rate that could be made to change")
     if warmup and warmup >= updates:
         raise InputError(f"warmup: its {warmup:g} updates are not fewer than the {updates} of all")
     checked = {key: value for key, value in checked.items() if key not in free}

@@ -78,7 +78,7 @@ def test_every_command_that_reads_a_config_checks_it(complain, command):
     ("override", "said"),
     [
         ("train.optimizer.learning_rate=0", "train.optimizer.learning_rate: input should be great"),
-        ("train.warmup=3", "warmup: its 15 updates are not fewer than the 15 of all"),
+        ("train.warmup=3", "train.warmup: its 15 updates are not fewer than the 15 of all"),
         ("train.schedule={name: cosin}", "train.schedule.name: unknown schedule 'cosin'; did you"),
         ("train.schedule={name: step, at: [2]}", "train.schedule.at.0: input should be less than"),
         ("train.learning_rate_rule={rule: lin, reference: 8}", "train.learning_rate_rule.rule: in"),
@@ -92,6 +92,7 @@ def test_every_command_that_reads_a_config_checks_it(complain, command):
             "train.swa: cannot be together with train.ema",
         ),
         ("train.clip=0", "train.clip: input should be greater than 0"),
+        ("train.augment={}", "train.augment: changes nothing; set flip, rotate or shift"),
     ],
 )
 def test_training_that_cannot_be_is_refused(complain, override, said):

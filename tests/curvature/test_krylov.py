@@ -110,3 +110,17 @@ def test_a_space_may_be_used_at_no_step_after_it_has_grown():
     krylov = space(rotated(SPECTRUM))
     krylov.grow(5)
     assert krylov.tridiagonal(0).shape == (0, 0)
+
+
+def test_from_a_warm_start_one_that_has_overtaken_it_is_found(x64):
+    """The eigenvector of what was the largest is an eigenvector still."""
+    matrix = np.diag([3.0, 2.5, *np.linspace(0, 1, 48)])
+    start = jnp.eye(50)[1]
+    warm = Krylov(hessian, quadratic(matrix), jax.random.key(0), start=start)
+    found = outermost_eigenvalue(warm, tolerance=1e-6, max_steps=50)
+    assert found.value == pytest.approx(3.0, rel=1e-6)
+    again = Krylov(hessian, quadratic(matrix), jax.random.key(0), start=jnp.eye(50)[0])
+    fewer = outermost_eigenvalue(again, tolerance=1e-6, max_steps=50)
+    cold = outermost_eigenvalue(space(matrix), tolerance=1e-6, max_steps=50)
+    assert fewer.products < cold.products
+    assert fewer.value == pytest.approx(3.0, rel=1e-6)

@@ -9,6 +9,7 @@ counted as identical if all runs' parameters, batch-norm averages, optimizer sta
 """
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -65,13 +66,16 @@ class Killed:
         (folder / "norm.py").write_text(NORM)
         self.folder = folder
         self.path = write(
-            folder, seeds=2, sweep={"train.batch_size": [8, 40]}, plugins=["norm.py"],
+            folder, seeds=4 if together else 2, sweep={"train.batch_size": [8, 40]}, plugins=["norm.py"],
             train={"batch_size": 8, "epochs": EPOCHS, "optimizer": {"name": "adam"}},
             model={"name": "mlp", "width": 8, "depth": 1, "batch_norm": True},
             measure={"chunk": 40, "metrics": ["weight_norm"]}, together=together,
         )  # fmt: skip
         # Compiled programs are kept from here on, so that the other starts are quick.
         self.finish("unbroken")
+        files = (folder / "unbroken").glob("groups/*/group.json")
+        self.groups = [len(json.loads(file.read_text())["members"]) for file in files]
+        assert self.groups == ([2] * 4 if together else []), "two seeds a device and batch size"
 
     @property
     def errors(self):
@@ -81,7 +85,7 @@ class Killed:
         """Starts the study; with `largest_file` no file may grow beyond so many bytes."""
         environment = {
             **os.environ, "SHARPFLAT_COMPILATION_CACHE": str(self.folder / "cache"),
-            "JAX_PLATFORMS": "cpu",
+            "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2",
         }  # fmt: skip
         script = SCRIPT.format(seconds_between=seconds_between)
         if largest_file is not None:
@@ -126,6 +130,10 @@ class Killed:
                 return f"parameters of {broken}"
         return None if tables[0].read_bytes() == tables[1].read_bytes() else "the table"
 
+    def resumed(self, root):
+        """How many runs went on from a checkpoint."""
+        return sum("resumed" in run.provenance for run in sf.load_runs(self.folder / root, "tiny"))
+
     def _progress(self, root):
         """Grows with each step that reaches the disk."""
         root = self.folder / root
@@ -139,18 +147,21 @@ def main():
     parser.add_argument("--together", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
-    moments, identical, late = random.Random(arguments.seed), 0, 0
+    moments, identical, late, resumed = random.Random(arguments.seed), 0, 0, 0
     with tempfile.TemporaryDirectory() as folder:
         study = Killed(Path(folder), arguments.together)
         for number in range(arguments.kills):
             late += not study.kill("broken", moments.uniform(0.0, 6.0))
             study.finish("broken")
             difference = study.difference("broken")
-            identical += difference is None
+            identical, resumed = identical + (difference is None), resumed + study.resumed("broken")
             print(f"kill {number + 1}: {difference or 'identical'}", flush=True)
             shutil.rmtree(Path(folder) / "broken")
     how = "together" if arguments.together else "one by one"
-    print(f"{identical} of {arguments.kills} identical, {late} killed after their end, {how}")
+    print(
+        f"{identical} of {arguments.kills} identical, {late} killed after their end, {resumed} runs "
+        f"went on from a checkpoint, {how}"
+    )
     sys.exit(identical != arguments.kills)
 
 

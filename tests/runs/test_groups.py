@@ -1,6 +1,7 @@
 """Runs trained together: grouped by config and device, each with its own record and end."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -10,7 +11,7 @@ from runs.studies import write
 
 import sharpflat as sf
 from sharpflat import config as configs
-from sharpflat.runs import checkpoints, groups
+from sharpflat.runs import checkpoints, files, groups, layout
 
 RATES = {"train.optimizer.learning_rate": [0.01, 0.02, 0.1]}
 SGD = {"batch_size": 8, "epochs": 4, "optimizer": {"name": "gradient_descent"}}
@@ -93,9 +94,9 @@ def test_each_has_the_record_that_it_has_alone(tmp_path):
         ):
             assert np.array_equal(a, b)
     (file,) = (tmp_path / "together").glob("groups/*/group.json")
-    layout = json.loads(file.read_text())
-    assert layout["members"] == [run.id for run in together]
-    assert all(run.provenance["together"] == layout for run in together)
+    written = json.loads(file.read_text())
+    assert written["members"] == [run.id for run in together]
+    assert all(run.provenance["together"] == written for run in together)
     assert not (file.parent / "checkpoints").exists()
 
 
@@ -165,3 +166,75 @@ def test_who_is_finished_rides_along_and_nothing_of_it_changes(tmp_path):
     for one, other in zip(sf.train(study, tmp_path / "partly"), unbroken, strict=True):
         assert one.id == first.id or same(one, other)
     assert files == {path: path.read_bytes() for path in first.folder.rglob("*") if path.is_file()}
+
+
+def test_a_stopped_group_goes_on_as_it_was_recorded(tmp_path, monkeypatch):
+    """Members and layout are on disk before the first checkpoint, and hold on other devices."""
+    study, root = config(tmp_path), tmp_path / "broken"
+    unbroken = sf.train(study, tmp_path / "unbroken")
+    stop_after(2, study, root, monkeypatch)
+    (file,) = root.glob("groups/*/group.json")
+    written = json.loads(file.read_text())
+    assert written["members"] == [run.id for run in unbroken]
+    assert written["numbers"] == {"learning_rate": [0.01, 0.01, 0.02, 0.02, 0.1, 0.1]}
+    cells = configs.cells(study)
+    assert [len(group.members) for group in groups.groups(cells, True, None, 3)] == [2, 2, 2]
+    (group,) = groups.groups(cells, True, None, 3, root)
+    assert group.id == file.parent.name
+    fewer = groups.groups(cells[:5], True, None, 1, root)
+    assert [len(group.members) for group in fewer] == [5], "of other runs it is no record"
+    monkeypatch.setattr(jax, "local_device_count", lambda: 3)
+    for one, other in zip(sf.train(study, root), unbroken, strict=True):
+        assert same(one, other)
+        assert "resumed" in one.provenance
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "name", "values"),
+    [("adamw", "weight_decay", [0.0, 3.0]), ("momentum", "decay", [0.0, 0.9]),
+     ("sam", "rho", [0.01, 1.0])],
+)  # fmt: skip
+def test_each_number_of_an_optimizer_may_differ(tmp_path, optimizer, name, values):
+    train = {**SGD, "optimizer": {"name": optimizer, "learning_rate": 0.1}}
+    if optimizer == "adamw":
+        train["optimizer"]["epsilon"] = 1e-2  # so that rounding is not made to steps
+    sweep = {f"train.optimizer.{name}": values}
+    study = config(tmp_path, "seeds=1", train=train, sweep=sweep)
+    (group,) = grouped(study)
+    assert group.free == (name,)
+    alone = config(tmp_path, "seeds=1", train=train, sweep=sweep, together=False)
+    pair = sf.train(study, tmp_path / "together")
+    for one, other in zip(pair, sf.train(alone, tmp_path / "alone"), strict=True):
+        for a, b in zip(leaves(one), leaves(other), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-5)
+    assert not np.allclose(leaves(pair[0])[1], leaves(pair[1])[1], atol=1e-3)
+
+
+def test_a_group_waits_for_no_member_that_another_process_trains(tmp_path):
+    study = config(tmp_path)
+    member = configs.cells(study)[3].id
+    folder = files.make_folder(tmp_path / "results/runs" / member)
+    with files.claimed(folder), pytest.raises(sf.InputError, match=f"run {member}: another proc"):
+        sf.train(study, tmp_path / "results")
+    assert all(run.finished for run in sf.train(study, tmp_path / "results"))
+
+
+def test_an_accelerator_trains_together_and_shares_its_devices(tmp_path, monkeypatch):
+    study = config(tmp_path, together=None)
+    cells = configs.cells(study)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert [len(group.members) for group in groups.groups(cells, None)] == [6]
+    assert [len(group.members) for group in groups.groups(cells, None, None, 2)] == [3, 3]
+
+    several = [SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": 7})] * 2
+    monkeypatch.setattr(jax, "devices", lambda: several)
+    monkeypatch.setattr(jax, "local_devices", lambda: several)
+    monkeypatch.setattr(jax, "device_count", lambda: 2)
+    monkeypatch.setattr(layout, "data_mesh", tuple)
+    assert groups.places(groups.groups(cells, False), None) == several
+    assert layout.device_memory() == 7
+    assert layout.shared_mesh() == tuple(several)
+    assert layout.shared_mesh(False) is None
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
+    assert layout.shared_mesh() is None
+    assert layout.shared_mesh(True) == tuple(several)

@@ -16,7 +16,7 @@ import sharpflat as sf
 from sharpflat import config as configs
 from sharpflat.registry import InputError
 from sharpflat.runs import evaluation, groups, layout
-from sharpflat.runs.layout import Layout, is_streamed, layout_of
+from sharpflat.runs.layout import Layout, is_streamed, shared_mesh
 
 # Not Adam, which makes steps of the rounding in biases that batch norm takes away again.
 TRAIN = {"batch_size": 8, "epochs": 3, "optimizer": {"name": "gradient_descent"}}
@@ -53,7 +53,7 @@ def test_what_does_not_fit_into_half_of_the_memory_is_streamed(tmp_path, monkeyp
     size = (40 + 20) * (4 * 4 + 4)  # four inputs and a label an example, in four bytes each
     for memory, streamed in [(2 * size, False), (2 * size - 1, True)]:
         monkeypatch.setattr(layout, "device_memory", lambda memory=memory: memory)
-        assert layout_of(spec).streamed is streamed
+        assert is_streamed(spec) is streamed
     assert not is_streamed(spec, True)
 
 
@@ -87,13 +87,14 @@ def test_passes_that_the_devices_do_not_divide_are_named():
 
 def test_eight_devices_go_on_where_one_stopped(tmp_path, monkeypatch):
     """The records agree to rounding; which devices trained is told."""
-    made = study(tmp_path, "train.batch_size=20", "train.epochs=6", "seeds=2")
+    track = "train.track=[top_eigenvalue, batch_losses]"
+    made = study(tmp_path, "train.batch_size=20", "train.epochs=6", "seeds=2", track)
     unbroken = sf.train(made, tmp_path / "unbroken")
     stop_after(3, made, tmp_path / "broken", monkeypatch)
     flags = "--xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-m", "sharpflat", "train", tmp_path / "study.yaml", "data_parallel=true",
-         "train.batch_size=20", "train.epochs=6", "seeds=2", "--root", tmp_path / "broken"],
+         "train.batch_size=20", "train.epochs=6", "seeds=2", track, "--root", tmp_path / "broken"],
         env={**os.environ, "XLA_FLAGS": flags}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -107,5 +108,7 @@ def test_eight_devices_go_on_where_one_stopped(tmp_path, monkeypatch):
         assert one.id == other.id
         for row, expected in zip(history(other), history(one), strict=True):
             assert row == pytest.approx(expected, rel=1e-4)
+        for row, expected in zip(other.tracked, one.tracked, strict=True):
+            assert row["value"] == pytest.approx(expected["value"], rel=2e-3)
         for a, b in zip(leaves(one), leaves(other), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-5)

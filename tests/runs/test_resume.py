@@ -2,6 +2,7 @@
 
 import json
 import random
+import resource
 import shutil
 import signal
 import time
@@ -290,12 +291,14 @@ def test_killed_it_ends_as_the_unbroken_study(tmp_path, together):
     for _ in range(3):
         assert study.kill("broken", moments.uniform(0.0, 0.8)), study.errors
     study.finish("broken")
+    assert study.resumed("broken"), "not all began anew"
     assert study.difference("broken") is None
 
 
-def test_asked_to_stop_it_keeps_a_checkpoint_first(tmp_path):
+@pytest.mark.parametrize("together", [False, None, True], ids=["one by one", "cores", "groups"])
+def test_asked_to_stop_it_keeps_a_checkpoint_first(tmp_path, together):
     """Long before the first minute is over."""
-    study = Killed(tmp_path, together=False)
+    study = Killed(tmp_path, together)
     for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
         process = study.begin_and_progress("broken", seconds_between=60)
         time.sleep(0.3)
@@ -306,3 +309,55 @@ def test_asked_to_stop_it_keeps_a_checkpoint_first(tmp_path):
     study.finish("broken")
     assert "goes on after epoch" in study.errors
     assert study.difference("broken") is None
+
+
+def on_a_full_disk(write):
+    """The third time, no file can grow."""
+    calls, (soft, hard) = [], resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def written(*arguments):
+        calls.append(True)
+        if len(calls) != 3:
+            return write(*arguments)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))
+        try:
+            return write(*arguments)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    return written
+
+
+@orbax_leaves_reads
+@pytest.mark.parametrize("together", [False, True], ids=["one by one", "together"])
+@pytest.mark.parametrize(
+    ("where", "what"), [(checkpoints.Checkpoints, "save"), (member, "save_tree")]
+)
+def test_a_disk_that_is_full_loses_nothing(tmp_path, monkeypatch, together, where, what):
+    """In a checkpoint, and in the snapshot of the start or the end."""
+    path = write(tmp_path, sweep=None, seeds=2, together=together)
+    config = sf.load_config(path, ["train.epochs=7"])
+    unbroken = sf.train(config, tmp_path / "unbroken")
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "SECONDS_BETWEEN", 0.0)
+        patch.setattr(where, what, on_a_full_disk(getattr(where, what)))
+        failed = sf.train(config, tmp_path / "broken")
+    reasons = {run.status["status"]: run.status.get("reason") for run in failed}
+    assert "failed" in reasons
+    assert "too large" in reasons["failed"].lower(), "as the system calls it"
+    for one, other in zip(sf.train(config, tmp_path / "broken"), unbroken, strict=True):
+        assert same(one, other)
+        assert history(one) == history(other)
+
+
+def test_a_checkpoint_is_due_once_a_minute(tmp_path, monkeypatch):
+    assert checkpoints.SECONDS_BETWEEN == 60.0
+    now = [1000.0]
+    monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
+    kept = checkpoints.Checkpoints(tmp_path / "c", "mine")
+    for later, due in ((0.0, False), (59.9, False), (0.2, True)):
+        now[0] += later
+        assert kept.due is due
+    kept.save(1, {"a": np.zeros(3)})
+    assert not kept.due
+    kept.close()

@@ -4,14 +4,19 @@ import numpy as np
 import pytest
 from runs.kills import history, same
 from runs.studies import sharpflat, write
+from runs.test_groups import stop_after
 from runs.test_resume import interrupted
 
 import sharpflat as sf
+from sharpflat.runs import tracking, train_run, trackers
 from sharpflat.runs.build import state_like
 from sharpflat.runs.snapshots import load_tree
 from sharpflat.training.batching import epoch_order
 
 UPDATES = 5
+UPDATES = 5
+"""An epoch, at batch size 8."""
+
 BATCH_NORM = {"name": "mlp", "width": 8, "depth": 1, "batch_norm": True}
 MOMENTUM = {"name": "momentum", "learning_rate": 0.05, "decay": 0.9}
 EVERYTHING = [
@@ -228,3 +233,74 @@ def test_what_cannot_be_watched_is_refused_before_any_work(tmp_path, track, said
     outcome = sharpflat("train", path, f"train.track={track}", "--root", tmp_path / "results")
     assert said in outcome.complaint
     assert not list(tmp_path.glob("results/runs/*"))
+
+
+def test_a_warm_start_saves_products(tmp_path, monkeypatch):
+    track = [{"top_eigenvalue": {"every": 2, "unit": "updates"}}]
+    model = {"name": "mlp", "width": 16, "depth": 2}
+    (warm,) = sf.train(study(tmp_path, track, model=model), tmp_path / "warm")
+    monkeypatch.setattr(trackers, "leading", lambda space, m: np.zeros(space.size))
+    (cold,) = sf.train(study(tmp_path, track, model=model), tmp_path / "cold")
+    made = [[row["details"]["products"] for row in run.tracked] for run in (warm, cold)]
+    assert made[0][0] == made[1][0]
+    assert sum(made[0][1:]) < sum(made[1][1:])
+    for one, other in zip(warm.tracked, cold.tracked, strict=True):
+        assert one["value"] == pytest.approx(other["value"], rel=1e-3)
+
+
+def test_off_it_costs_nothing(tmp_path, monkeypatch):
+    given, begun = [], train_run.advance
+
+    def advance(*arguments, **options):
+        given.append(options["stops_at"])
+        return begun(*arguments, **options)
+
+    def look(*_):
+        raise AssertionError("nothing is to be looked at")
+
+    monkeypatch.setattr(train_run, "advance", advance)
+    monkeypatch.setattr(tracking, "Look", look)
+    config = study(tmp_path, [])
+    (run,) = sf.train(config, tmp_path)
+    assert run.finished
+    assert given == [[]], "no segment ends for it"
+    assert tracking.Tracking(run.config, run.folder, None, None).carried.size == 0
+
+
+def test_the_threshold_follows_the_schedule(tmp_path):
+    train = {"schedule": {"name": "cosine"}, "warmup": 1.0}
+    (run,) = sf.train(study(tmp_path, ["top_eigenvalue"], train=train), tmp_path)
+    count, rates = 4 * UPDATES, {0: 0.05 / UPDATES}
+    for step in range(UPDATES, count, UPDATES):
+        progress = (step - UPDATES) / (count - UPDATES - 1)
+        rates[step] = 0.05 * (1 + np.cos(np.pi * progress)) / 2
+    found = {row["step"]: row["stability_threshold"] for row in run.tracked}
+    assert found.pop(count) is None, "no rate is left at the end"
+    for step, edge in found.items():
+        assert edge == pytest.approx(2 * 1.9 / rates[step], rel=1e-5)
+
+
+def test_a_clipped_step_has_no_published_threshold(tmp_path):
+    (run,) = sf.train(study(tmp_path, ["top_eigenvalue"], train={"clip": 1.0}), tmp_path)
+    assert {row["stability_threshold"] for row in run.tracked} == {None}
+
+
+def test_what_is_streamed_is_watched_as_what_is_on_the_device(tmp_path):
+    streamed = study(tmp_path, EVERYTHING, model=BATCH_NORM, dataset_on_device=False)
+    (one,) = sf.train(streamed, tmp_path / "streamed")
+    (other,) = sf.train(study(tmp_path, EVERYTHING, model=BATCH_NORM), tmp_path / "on the device")
+    assert one.provenance["layout"]["streamed"]
+    assert [row["step"] for row in one.tracked] == [row["step"] for row in other.tracked]
+    for row, expected in zip(one.tracked, other.tracked, strict=True):
+        assert row["value"] == pytest.approx(expected["value"], rel=1e-4)
+
+
+def test_a_resumed_group_was_watched_as_if_unbroken(tmp_path, monkeypatch):
+    config = study(tmp_path, EVERYTHING, train={"epochs": 7}, seeds=2, together=True)
+    unbroken = sf.train(config, tmp_path / "unbroken")
+    for saves in (2, 3):
+        stop_after(saves, config, tmp_path / "broken", monkeypatch)
+    for one, other in zip(sf.train(config, tmp_path / "broken"), unbroken, strict=True):
+        assert len(one.provenance["resumed"]) == 2
+        assert untimed(one) == untimed(other)
+        assert same(one, other)

@@ -5,9 +5,10 @@
 
 Two networks: F1 with frozen batch-norm averages on the first 6,000 MNIST training images (weights
 as in `curvature.py`), and a small perceptron without batch norm on 1,000 digits, whose whole
-matrices PyTorch also computes in float64. Allowed: 1e-8 for loss, gradient norm and products in
-float64; 0.2 % for λmax; two standard errors of the difference for traces, beyond which one honest
-comparison in twenty lies. It ends with an error where something else, or a trace by more than four
+matrices PyTorch also computes in float64, and whose traces are means over `--seeds` seeds on each
+side: a bias would show that one seed's error hides. Allowed: 1e-8 for loss, gradient norm and
+products in float64; 0.2 % for λmax; two standard errors of the difference for traces, beyond which
+one honest comparison in twenty lies. It ends with an error where something else, or a trace by more than four
 standard errors, is apart.
 """
 
@@ -24,6 +25,7 @@ import peers
 
 EIGENVALUE = 2e-3
 TRACE = 2.0  # standard errors of the difference
+EXACT = 1e-4  # of numbers in float32 that neither side estimates
 NEVER = 4.0  # so many are no chance
 HEADER = ("quantity", "sharpflat", "peer", "its value", "apart", "allowed", "agree")
 
@@ -115,13 +117,30 @@ def eigenvalues(theirs: peers.Peers, options: argparse.Namespace) -> Iterator[Ro
         yield eigenvalue_row(quantity, ours, "hessian-eigenthings", Figure(value))
 
 
+def over(seeds: int, estimate: Callable[[int], Figure]) -> Figure:
+    """The mean over seeds and its standard error; of one seed, the estimator's own."""
+    found = [estimate(seed) for seed in range(seeds)]
+    if seeds == 1:
+        return found[0]
+    values = [figure.value for figure in found]
+    return Figure(statistics.mean(values), statistics.stdev(values) / math.sqrt(seeds))
+
+
+def trace_of(theirs: peers.Peers, metric: str, seeds: int, **arguments: Any) -> Figure:
+    """Ours."""
+    return over(seeds, lambda seed: measured(theirs.objective, metric, seed=seed, **arguments))
+
+
 def traces(theirs: peers.Peers, small: bool, options: argparse.Namespace) -> Iterator[Row]:
     """Traces, by estimators of their own kind on each side."""
-    ours = measured(theirs.objective, "hessian_trace")
-    values = theirs("probes", count=options.probes, seed=0)["values"]
-    error = statistics.stdev(values) / math.sqrt(len(values))
-    figure = Figure(statistics.mean(values), error)
-    yield trace_row("trace of the Hessian", ours, "PyHessian", figure)
+    seeds = options.seeds if small else 1
+
+    def hutchinson(seed: int) -> Figure:
+        values = theirs("probes", count=options.probes, seed=seed)["values"]
+        return Figure(statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values)))
+
+    ours = trace_of(theirs, "hessian_trace", seeds)
+    yield trace_row("trace of the Hessian", ours, "PyHessian", over(seeds, hutchinson))
     kinds = [
         ("trace of the Hessian", "hessian", "hessian_trace", {}),
         ("trace of Gauss–Newton", "ggn", "ggn_trace", {}),
@@ -129,14 +148,17 @@ def traces(theirs: peers.Peers, small: bool, options: argparse.Namespace) -> Ite
         ("trace of the empirical Fisher", "fisher", "fisher_trace", {"kind": "empirical"}),
     ]
     for quantity, operator, metric, arguments in kinds if small else kinds[:2]:
-        ours = measured(theirs.objective, metric, **arguments)
-        found = theirs("trace", seed=0, operator=operator, num_matvecs=options.probes)
-        figure = Figure(found["value"], found["standard_error"])
+
+        def hutch(seed: int, operator: str = operator) -> Figure:
+            found = theirs("trace", seed=seed, operator=operator, num_matvecs=options.probes)
+            return Figure(found["value"], found["standard_error"])
+
+        ours = trace_of(theirs, metric, seeds, **arguments)
         label = f"{quantity} (`{metric}`)" if metric == "fisher_trace" else quantity
-        yield trace_row(label, ours, "hessian-eigenthings", figure)
+        yield trace_row(label, ours, "hessian-eigenthings", over(seeds, hutch))
 
 
-def whole_matrices(theirs: peers.Peers) -> Iterator[Row]:
+def whole_matrices(theirs: peers.Peers, options: argparse.Namespace) -> Iterator[Row]:
     """Against every entry of the matrix, in float64."""
     kinds = {"hessian": ("the Hessian", "hessian"), "ggn": ("Gauss–Newton", "ggn")}
     for operator, (name, prefix) in kinds.items():
@@ -144,8 +166,12 @@ def whole_matrices(theirs: peers.Peers) -> Iterator[Row]:
         ours = measured(theirs.objective, f"{prefix}_top_eigenvalues")
         peer = "the whole matrix"
         yield eigenvalue_row(f"λmax of {name}", ours, peer, Figure(exact["top"]))
-        ours = measured(theirs.objective, f"{prefix}_trace")
+        ours = trace_of(theirs, f"{prefix}_trace", options.seeds)
         yield trace_row(f"trace of {name}", ours, peer, Figure(exact["trace"]))
+    exact = theirs("dense", operator="fisher")["trace"]
+    ours = measured(theirs.objective, "fisher_trace", kind="empirical")
+    apart, quantity = abs(ours.value / exact - 1), "trace of the empirical Fisher"
+    yield Row(quantity, ours, "the whole matrix", Figure(exact), apart, EXACT)
 
 
 def perceptron() -> Any:
@@ -176,7 +202,7 @@ def compare(
     add(eigenvalues(theirs, options))
     add(traces(theirs, small, options))
     if small:
-        add(whole_matrices(theirs))
+        add(whole_matrices(theirs, options))
     return rows, peers.versions(theirs)
 
 
@@ -185,6 +211,7 @@ def main() -> None:
     peers.add_arguments(parser)
     parser.add_argument("--write", metavar="FILE", type=Path, help="the tables as Markdown")
     parser.add_argument("--probes", type=int, default=90, help="products of a peer's trace")
+    parser.add_argument("--seeds", type=int, default=20, help="of the small network's traces")
     parser.add_argument("--iterations", type=int, default=300, help="PyHessian's, at most")
     parser.add_argument("--steps", type=int, default=50, help="hessian-eigenthings' Lanczos steps")
     options = parser.parse_args()
@@ -226,8 +253,10 @@ The same weights and data on both sides, all parameters, cross entropy. Loss, gr
 sides compute the same functions; eigenvalues and traces as a user gets them, in float32. Ours are
 the defaults. PyHessian's power iteration runs to a change of 1e-7, its trace takes
 {options.probes} probes whatever its own rule says; hessian-eigenthings makes {options.steps}
-Lanczos steps, and Hutch++ with {options.probes} products. Traces may lie two standard errors of
-the difference apart: one honest comparison in twenty lies further.
+Lanczos steps, and Hutch++ with {options.probes} products. Traces of the perceptron are means over
+{options.seeds} seeds on each side, with the standard error of that mean; those of F1 are of one
+seed, with the estimator's own. They may lie two standard errors of the difference apart: one honest
+comparison in twenty lies further.
 
 `{command}`
 

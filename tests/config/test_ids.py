@@ -1,10 +1,15 @@
 """Ids: what they depend on, and what they do not."""
 
+import hashlib
+import json
 import textwrap
 
 import pytest
 from config.given import cells, plugin
 from runs.studies import LINEAR, NORM
+
+from sharpflat.config import LATER
+from sharpflat.config.schema import Train
 
 
 def ids(tmp_path, *overrides, **changes):
@@ -52,6 +57,35 @@ def test_ids_depend_on_everything_that_shapes_the_record(tmp_path, override):
     assert not set(ids(tmp_path, override)) & set(ids(tmp_path))
 
 
+OTHERS = {
+    "schedule": {"name": "cosine"}, "warmup": 0.5, "ema": {"decay": 0.9}, "swa": {"start": 1},
+    "learning_rate_rule": {"rule": "none", "reference": 8}, "regime_adaptation": {"reference": 8},
+    "clip": 1.0, "gradient_penalty": 0.0, "accumulate": 2, "ghost_batch_norm": 4,
+    "conservative": {}, "augment": {"flip": True}, "label_noise": {"fraction": 0.1},
+    "adversarial": {}, "matmul_precision": "default", "compute_dtype": "bfloat16",
+}  # fmt: skip
+"""Of each later key of `train` a value that is not its default."""
+
+
+@pytest.mark.parametrize("key", LATER)
+def test_ids_depend_on_every_later_key_but_at_its_default(tmp_path, key):
+    other, default = map(json.dumps, (OTHERS[key], Train.model_fields[key].default))
+    assert not set(ids(tmp_path, f"train.{key}={other}")) & set(ids(tmp_path))
+    assert ids(tmp_path, f"train.{key}={default}") == ids(tmp_path)
+
+
+def test_ids_are_those_from_before_there_were_later_keys(tmp_path):
+    first = (
+        "batch_size", "epochs", "optimizer", "loss", "drop_last", "stop", "track", "init_from",
+        "eval_every",
+    )  # fmt: skip
+    for run in cells(tmp_path):
+        content = run.resolved()
+        content["train"] = {key: content["train"][key] for key in first}
+        text = json.dumps([content, []], sort_keys=True)
+        assert run.id == hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def test_ids_differ_between_seeds_and_settings(tmp_path):
     assert len(set(ids(tmp_path))) == 4
 
@@ -78,8 +112,8 @@ def test_ids_follow_the_code_of_the_plugin_that_registers_the_model(tmp_path):
     assert ids(tmp_path, plugins=study["plugins"]) == ids(tmp_path)
 
 
-@pytest.mark.parametrize("kind", ["dataset", "optimizer"])
-def test_ids_follow_plugins_of_data_and_optimizers(tmp_path, kind):
+@pytest.mark.parametrize("kind", ["dataset", "optimizer", "schedule"])
+def test_ids_follow_plugins_of_data_optimizers_and_schedules(tmp_path, kind):
     texts = {
         "dataset": """
             import sharpflat as sf
@@ -93,9 +127,15 @@ def test_ids_follow_plugins_of_data_and_optimizers(tmp_path, kind):
             def mine(*, learning_rate: sf.Positive = 0.1):
                 return optax.sgd(learning_rate)
         """,
+        "schedule": """
+            import sharpflat as sf
+            @sf.schedule
+            def mine(progress, *, end: sf.Fraction = 0.5):
+                return 1 - (1 - end) * progress
+        """,
     }
     text = textwrap.dedent(texts[kind])
-    key = {"dataset": "dataset", "optimizer": "train.optimizer"}[kind]
+    key = kind if kind == "dataset" else f"train.{kind}"
     names = [plugin(tmp_path, text)]
     first = ids(tmp_path, f"{key}={{name: mine}}", plugins=names)
     plugin(tmp_path, text + "\nSOMETHING = 1\n")

@@ -1,5 +1,7 @@
 """Update rules, schedules and the factors on the learning rate, against their formulas."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,13 +17,13 @@ POINT = np.array([1.0, -0.5])
 KEY = jax.random.key(3)
 
 
-def gradient(w):
-    return jnp.asarray(MATRIX, jnp.float32) @ w
+def gradient(params):
+    return jax.tree.map(lambda w: jnp.asarray(MATRIX, jnp.float32) @ w, params)
 
 
 def steps(rule, count, point=POINT, grad=gradient):
     """The parameters after each of `count` updates."""
-    params, points = jnp.asarray(point, jnp.float32), []
+    params, points = jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), point), []
     rule = optax.with_extra_args_support(rule)
     state = rule.init(params)
     for number in range(count):
@@ -32,18 +34,107 @@ def steps(rule, count, point=POINT, grad=gradient):
     return np.stack(points)
 
 
-def test_sam_descends_along_the_gradient_at_the_top_of_its_step():
-    g = MATRIX @ POINT
-    above = MATRIX @ (POINT + 0.3 * g / np.linalg.norm(g))
-    rule = make_optimizer("sam", {"learning_rate": 0.1, "rho": 0.3})
-    np.testing.assert_allclose(steps(rule, 1)[0], POINT - 0.1 * above, rtol=1e-6)
+# Each optimizer's formula, of layers `[layer, w]` that all have the loss ½ wᵀ MATRIX w.
+def momentum(w, learning_rate, decay):
+    m = 0.0
+    while True:
+        m = decay * m - learning_rate * w @ MATRIX
+        yield (w := w + m)
 
 
-def test_asam_scales_its_step_by_the_parameters():
-    g, scale = MATRIX @ POINT, np.abs(POINT) + 0.01
-    step = 0.3 * scale**2 * g / np.linalg.norm(scale * g)
-    rule = make_optimizer("asam", {"learning_rate": 0.1, "rho": 0.3})
-    np.testing.assert_allclose(steps(rule, 1)[0], POINT - 0.1 * MATRIX @ (POINT + step), rtol=1e-6)
+def nesterov(w, learning_rate, decay):
+    m = 0.0
+    while True:
+        g = w @ MATRIX
+        m = decay * m - learning_rate * g
+        yield (w := w + decay * m - learning_rate * g)
+
+
+def adamw(w, learning_rate, b1, b2, epsilon, weight_decay=0.0, scale=lambda w, step: 1.0):
+    m = v = 0.0
+    for t in itertools.count(1):
+        g = w @ MATRIX
+        m, v = b1 * m + (1 - b1) * g, b2 * v + (1 - b2) * g**2
+        step = m / (1 - b1**t) / (np.sqrt(v / (1 - b2**t)) + epsilon) + weight_decay * w
+        yield (w := w - learning_rate * scale(w, step) * step)
+
+
+def lamb(w, **given):
+    return adamw(w, **given, scale=lambda w, step: lengths(w) / lengths(step))
+
+
+def lars(w, learning_rate, decay, weight_decay, trust):
+    m = 0.0
+    while True:
+        g = w @ MATRIX + weight_decay * w
+        m = decay * m - learning_rate * trust * lengths(w) / lengths(g) * g
+        yield (w := w + m)
+
+
+def adagrad(w, learning_rate):
+    total = 0.1
+    while True:
+        g = w @ MATRIX
+        total = total + g**2
+        yield (w := w - learning_rate * g / np.sqrt(total + 1e-7))
+
+
+def rmsprop(w, learning_rate, decay):
+    v = 0.0
+    while True:
+        g = w @ MATRIX
+        v = decay * v + (1 - decay) * g**2
+        yield (w := w - learning_rate * g / np.sqrt(v + 1e-8))
+
+
+def schedule_free(w, learning_rate, b1):
+    x = z = w
+    for t in itertools.count(1):
+        z = z - learning_rate * w @ MATRIX
+        x = x + (z - x) / t
+        yield (w := (1 - b1) * z + b1 * x)
+
+
+def sharpness_aware(w, learning_rate, decay, rho, eta=None):
+    m = 0.0
+    while True:
+        g, scale = w @ MATRIX, 1.0 if eta is None else np.abs(w) + eta
+        above = w + rho * scale**2 * g / np.linalg.norm(scale * g)
+        m = decay * m - learning_rate * above @ MATRIX
+        yield (w := w + m)
+
+
+def lengths(layers):
+    return np.linalg.norm(layers, axis=1, keepdims=True)
+
+
+ADAM = {"b1": 0.7, "b2": 0.8, "epsilon": 0.1}
+FORMULAS = {
+    "gradient_descent": (lambda w, learning_rate: momentum(w, learning_rate, 0.0), {}),
+    "momentum": (momentum, {"decay": 0.6}),
+    "nesterov": (nesterov, {"decay": 0.6}),
+    "adam": (adamw, ADAM),
+    "adamw": (adamw, {**ADAM, "weight_decay": 0.3}),
+    "adagrad": (adagrad, {}),
+    "rmsprop": (rmsprop, {"decay": 0.6}),
+    "schedule_free": (schedule_free, {"b1": 0.7}),
+    "lars": (lars, {"decay": 0.6, "weight_decay": 0.3, "trust": 0.2}),
+    "lamb": (lamb, {**ADAM, "weight_decay": 0.3}),
+    "sam": (sharpness_aware, {"decay": 0.6, "rho": 0.3}),
+    "asam": (sharpness_aware, {"decay": 0.6, "rho": 0.3, "eta": 0.4}),
+}
+
+
+@pytest.mark.parametrize("name", [name for name in sf.optimizers if name != "entropy_sgd"])
+def test_three_updates_follow_the_formula(name):
+    formula, given = FORMULAS[name]
+    given, defaults = {"learning_rate": 0.05, **given}, sf.optimizers[name].arguments({})
+    assert given.keys() == defaults.keys()
+    assert all(given[key] != defaults[key] for key in given), "a dropped argument would not show"
+    layers = (POINT, np.array([-20.0, 30.0]))
+    found = steps(make_optimizer(name, given), 3, layers)
+    expected = list(itertools.islice(formula(np.stack(layers), **given), 3))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["sam", "asam", "lars", "lamb", "entropy_sgd"])

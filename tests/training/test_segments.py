@@ -54,16 +54,17 @@ def test_order_is_a_new_permutation_an_epoch_from_seed_and_epoch_alone():
     assert len(set(orders)) == 3
 
 
+@pytest.mark.parametrize("size", [1, 5, N])
 @pytest.mark.parametrize(
     ("name", "arguments"), [("momentum", {"learning_rate": 0.1}), ("adam", {})]
 )
-def test_an_epoch_equals_a_plain_loop_over_its_batches(name, arguments, data):
+def test_an_epoch_equals_a_plain_loop_over_its_batches(name, arguments, size, data):
     """Every example once, the smaller last batch included."""
     made = recipe(name, **arguments)
     state = start(made, data, 0)
     order = np.asarray(epoch_order(0, 1, N))
     params, opt_state, losses = state.params, state.opt_state, []
-    for batch in np.split(order, range(5, N, 5)):
+    for batch in np.split(order, range(size, N, size)):
 
         def loss(p, batch=batch):
             outputs, _ = made.model.apply(
@@ -75,12 +76,12 @@ def test_an_epoch_equals_a_plain_loop_over_its_batches(name, arguments, data):
         updates, opt_state = made.optimizer.update(grads, opt_state, params)
         params = optax.apply_updates(params, updates)
         losses.append((value, len(batch)))
-    epoch = trained(made, data, 1)
+    epoch = trained(made, data, 1, batch_size=size)
     for ours, theirs in zip(
         jax.tree.leaves(epoch.state.params), jax.tree.leaves(params), strict=True
     ):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
-    assert epoch.step == 5
+    assert epoch.step == len(losses) == -(-N // size)
     assert epoch.train_loss == pytest.approx(float(sum(v * n for v, n in losses)) / N, rel=1e-5)
 
 

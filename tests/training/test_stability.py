@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from runs.studies import write
 
 import sharpflat as sf
 from sharpflat.training import make_optimizer, rate_at, stability_threshold
@@ -48,6 +49,65 @@ def test_the_threshold_parts_bounded_from_unbounded(name, given):
     rule = make_optimizer(name, arguments)
     assert farthest(rule, 0.99 * edge) < 1e-3
     assert not farthest(rule, 1.01 * edge) < 1e3
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "preconditioned", "expected"),
+    [
+        ("gradient_descent", {}, False, 20.0),
+        ("momentum", {"decay": 0.9}, False, 38.0),
+        ("momentum", {"decay": 0.5}, False, 30.0),
+        ("nesterov", {"decay": 0.9}, False, 3.8 / 0.28),
+        ("nesterov", {"decay": 0.5}, False, 15.0),
+        ("sam", {"decay": 0.0, "rho": 0.5}, False, 2 * (21**0.5 - 1)),
+        ("adam", {}, True, 380.0),
+        ("adam", {"b1": 0.5}, True, 60.0),
+        ("adamw", {"weight_decay": 0.0}, True, 380.0),
+        ("rmsprop", {}, True, 20.0),
+        ("adagrad", {}, True, 20.0),
+    ],
+)
+def test_published_thresholds_at_a_rate_of_a_tenth(name, given, preconditioned, expected):
+    """SAM's where the gradient's norm is 2."""
+    found = stability_threshold(name, complete(name, given), 0.1, lambda: 2.0, preconditioned)
+    assert found == pytest.approx(expected)
+
+
+def watched(folder, optimizer, **train):
+    """A run of full batches, and the threshold beside λmax after each."""
+    track = ["top_eigenvalue", "snapshots"]
+    train = {"batch_size": 40, "epochs": 3, "optimizer": optimizer, "track": track, **train}
+    (run,) = sf.train(sf.load_config(write(folder, train=train, seeds=1, sweep=None)), folder)
+    rows = [row for row in run.tracked if row["track"] == "top_eigenvalue"]
+    return run, [row["stability_threshold"] for row in rows]
+
+
+def test_the_threshold_follows_the_rate_of_a_run(tmp_path):
+    """η times the batch's factor of 2 and 1, ¾, ½ of the schedule, whose end is the last."""
+    rates = {
+        "schedule": {"name": "cosine", "final": 0.5},
+        "learning_rate_rule": {"rule": "linear", "reference": 20},
+    }
+    optimizer = {"name": "gradient_descent", "learning_rate": 0.05}
+    _, edges = watched(tmp_path, optimizer, **rates)
+    np.testing.assert_allclose(edges, [20, 20 / 0.75, 40, 40], rtol=1e-5)
+
+
+def test_the_threshold_of_sam_follows_the_gradient_of_a_run(tmp_path):
+    optimizer = {"name": "sam", "learning_rate": 0.05, "decay": 0.0, "rho": 0.1}
+    run, edges = watched(tmp_path, optimizer)
+    inputs, labels = run.objective("train").data
+
+    def loss(params):
+        first, last = params["Dense_0"], params["Dense_1"]
+        hidden = jax.nn.relu(inputs @ first["kernel"] + first["bias"][None])
+        outputs = hidden @ last["kernel"] + last["bias"][None]
+        return -jnp.mean(jax.nn.log_softmax(outputs)[jnp.arange(40), labels])
+
+    for epoch, edge in enumerate(edges):
+        g = float(optax.tree.norm(jax.grad(loss)(run.snapshot(epoch).params)))
+        assert edge == pytest.approx(g / 0.2 * ((1 + 0.8 / (0.05 * g)) ** 0.5 - 1), rel=1e-4)
+    assert len(set(edges)) == 4
 
 
 def frozen_adam(rate, b1, weight_decay=0.0):

@@ -7,8 +7,10 @@ import pytest
 
 import sharpflat as sf
 from sharpflat.objective import cross_entropy
-from sharpflat.training import Recipe, TrainState, make_optimizer, start
-from sharpflat.training.update import update
+from sharpflat.training import Augmentation, Recipe, TrainState, make_optimizer, start
+from sharpflat.training.augmentation import augmented
+from sharpflat.training.label_noise import resampled
+from sharpflat.training.update import AUGMENTATION, LABELS, update
 
 POINT = np.array([1.0, -0.5])
 KEY = jax.random.key(3)
@@ -22,9 +24,9 @@ def data():
     )
 
 
-def recipe(batch_norm=False, **about):
+def recipe(batch_norm=False, name="gradient_descent", **about):
     model = sf.Model.of(sf.models["mlp"](3, width=4, depth=1, batch_norm=batch_norm))
-    rule = make_optimizer("gradient_descent", {"learning_rate": 1.0})
+    rule = make_optimizer(name, {"learning_rate": 1.0})
     return Recipe(model, cross_entropy, rule, **about)
 
 
@@ -92,6 +94,26 @@ def test_each_part_drops_out_other_units(part):
     seen = 40 * np.asarray(1 - new.params)  # how often each was there
     np.testing.assert_allclose(seen, np.round(seen), atol=1e-4)
     assert (np.round(seen) % 4).any(), "four parts dropped the same"
+
+
+@pytest.mark.parametrize("name", ["gradient_descent", "sam"])
+@pytest.mark.parametrize("parts", [("augmentation",), ("relabel",), ("augmentation", "relabel")])
+def test_an_update_is_that_of_the_batch_as_it_is_drawn(data, name, parts):
+    """And of nothing else: SAM's second gradient is of the same."""
+    rules = {"augmentation": Augmentation(True, 10.0, 0.2), "relabel": (3, 0.3)}
+    given = sf.Batch(jax.random.normal(KEY, (22, 5, 4, 1)), data.labels)
+    drawn = given
+    if "augmentation" in parts:
+        key = jax.random.fold_in(KEY, AUGMENTATION)
+        drawn = drawn._replace(inputs=augmented(rules["augmentation"], given.inputs, key))
+    if "relabel" in parts:
+        key = jax.random.fold_in(KEY, LABELS)
+        drawn = drawn._replace(labels=resampled(given.labels, *rules["relabel"], key))
+    about = {"batch_norm": True, "name": name}
+    found = updated(given, **about, **{part: rules[part] for part in parts})
+    close(found, updated(drawn, **about), atol=1e-6)
+    kernels = [one[0].params["Dense_0"]["kernel"] for one in (found, updated(given, **about))]
+    assert not np.allclose(*kernels, atol=1e-4)
 
 
 def on_a_quartic(**about):

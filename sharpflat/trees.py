@@ -48,6 +48,7 @@ def size(tree: Any) -> int:
     return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(tree))
 
 
+@jax.jit
 def all_finite(tree: Any) -> jax.Array:
     """Whether every number in every leaf is finite (a scalar array)."""
     leaves = [jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)]

@@ -162,8 +162,9 @@ def check_fit(config: dict[str, Any]) -> None:
             raise TypeError(f"it has {outputs.shape[-1]} outputs, and there are {classes} classes")
         return recipe.loss(outputs, few.labels)
 
+    state = state_like(config)
     try:
-        program = jax.jit(loss).lower(state_like(config)).as_text()
+        program = jax.jit(loss).lower(state).as_text()
     except (TypeError, ValueError, ZeroDivisionError) as error:
         said = str(error).partition("\n")[0]
         raise InputError(
@@ -304,7 +305,7 @@ def _state_like(key: str) -> TrainState:
 
 def shape_key(config: dict[str, Any]) -> str:
     """All that shapes the state and the loss of a run, with the code of what it names, as text."""
-    train = {**config["train"], **WITHOUT_SHAPE}
+    train = {**config["train"], "epochs": epochs_of(config["train"]), **WITHOUT_SHAPE}
     named = [(datasets, config["dataset"]), (models, config["model"])]
     named += [(optimizers, train["optimizer"])]
     digests = [entries[spec["name"]].digest for entries, spec in named]

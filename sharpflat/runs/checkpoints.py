@@ -8,7 +8,7 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,9 @@ SECONDS_BETWEEN = 60.0
 # Orbax tells saves of one process apart by a counter that is the process's: with several at once
 # one waits for the other's folder.
 ONE_AT_A_TIME = threading.RLock()
+
+Attempts = Mapping[str, str | None]
+"""By a run's id the `attempt` that its provenance has: another one each time it begins anew."""
 
 
 class Checkpoints:
@@ -39,10 +42,13 @@ class Checkpoints:
         self._manager: Any = None
         self._last = time.monotonic()
 
-    def restore(self, like: Any, say: Callable[[str], None]) -> tuple[int, Any] | None:
+    def restore(
+        self, like: Any, say: Callable[[str], None], attempts: Attempts | None = None
+    ) -> tuple[int, Any] | None:
         """The newest whole checkpoint as `(step, tree)`, or None if there is none.
 
-        A damaged one is named to `say` and set aside, and the one before it is taken.
+        A damaged one is named to `say` and set aside, and the one before it is taken. So is one of
+        other `attempts` at these runs, which were begun anew since.
 
         Raises:
             InputError: a whole one, of another training or precision.
@@ -50,12 +56,14 @@ class Checkpoints:
         if not self.folder.exists():
             return None
         with ONE_AT_A_TIME:
-            return self._restore(like, say)
+            return self._restore(like, say, attempts or {})
 
-    def _restore(self, like: Any, say: Callable[[str], None]) -> tuple[int, Any] | None:
+    def _restore(
+        self, like: Any, say: Callable[[str], None], attempts: Attempts
+    ) -> tuple[int, Any] | None:
         for step in sorted(self._open().all_steps(), reverse=True):
             try:
-                owner, leaves = self._stored(step)
+                about, leaves = self._stored(step)
             except (MemoryError, PermissionError):
                 raise  # of this machine now, not of what was written
             except Exception as error:
@@ -63,8 +71,14 @@ class Checkpoints:
                 reason = str(error).partition("\n")[0][:200]
                 say(f"checkpoint {self.folder / str(step)}: damaged, kept as {kept}: {reason}")
                 continue
+            theirs = about.get("attempts", {})
+            if anew := [run for run, begun in attempts.items() if theirs.get(run) != begun]:
+                kept = self._set_aside(step)
+                say(f"checkpoint {self.folder / str(step)}: run {anew[0]} was begun anew after it; "
+                    f"kept as {kept}")  # fmt: skip
+                continue
             wanted = to_host(like)
-            self._check(step, owner, _shapes(leaves), _shapes(_stored_part(wanted)))
+            self._check(step, about["owner"], _shapes(leaves), _shapes(_stored_part(wanted)))
             found = iter(leaves)
             return step, from_host([next(found) if leaf.size else leaf for leaf in wanted], like)
         return None
@@ -81,7 +95,7 @@ class Checkpoints:
                 f"precision and the versions it was made with, or move it away"
             )
 
-    def _stored(self, step: int) -> tuple[str, list[np.ndarray]]:
+    def _stored(self, step: int) -> tuple[dict[str, Any], list[np.ndarray]]:
         import orbax.checkpoint as ocp
 
         stored = self._open().restore(
@@ -93,12 +107,12 @@ class Checkpoints:
         leaves = [np.asarray(leaf) for leaf in stored.leaves]
         if stored.about["digest"] != _digest(leaves):
             raise ValueError("its content is not what was written")
-        return stored.about["owner"], leaves
+        return stored.about, leaves
 
     def _set_aside(self, step: int) -> Path:
         """Out of Orbax's sight, and not deleted with the others at the end."""
         self.close()
-        kept = self.folder.parent / "damaged" / f"checkpoint-{step}"
+        kept = self.folder.parent / "set_aside" / f"checkpoint-{step}"
         while kept.exists():
             kept = kept.with_name(f"{kept.name}-again")
         make_folder(kept.parent)
@@ -110,13 +124,13 @@ class Checkpoints:
         """Whether the last save is old enough for another."""
         return time.monotonic() - self._last >= SECONDS_BETWEEN
 
-    def save(self, step: int, tree: Any) -> None:
-        """Save what a training is after `step` updates."""
+    def save(self, step: int, tree: Any, attempts: Attempts | None = None) -> None:
+        """Save what a training is after `step` updates, of these attempts at its runs."""
         import orbax.checkpoint as ocp
 
         # Leaves are stored as a flat list: Orbax need not know our trees.
         leaves = _stored_part(to_host(tree))
-        about = {"owner": self.owner, "digest": _digest(leaves)}
+        about = {"owner": self.owner, "digest": _digest(leaves), "attempts": dict(attempts or {})}
         with ONE_AT_A_TIME:
             self._open().save(
                 step,

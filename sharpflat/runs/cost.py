@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from sharpflat.registry import metrics
 from sharpflat.runs.build import abstract_objective, build_recipe, epochs_of, resident
 from sharpflat.runs.layout import Layout, is_streamed, shared_mesh
-from sharpflat.runs.record import Run
+from sharpflat.runs.record import ENDED, Run
 from sharpflat.runs.requests import Request
 from sharpflat.training import Batches, advance, beginning, start
 
@@ -38,7 +38,7 @@ class Planned(NamedTuple):
     @property
     def to_train(self) -> bool:
         """Whether its training is still to be made or to be ended."""
-        return self.status not in ("finished", "diverged")
+        return self.status not in ENDED
 
 
 class Cost(NamedTuple):

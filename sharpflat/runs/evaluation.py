@@ -36,7 +36,8 @@ def evaluate(
         for batch in _parts(split, recipe.mesh):
             chunk = min(EVALUATION_CHUNK, batch.size)
             made = Objective(params, averages, batch, recipe.loss, recipe.model, "running", chunk)
-            share = [float(mean) * batch.size for mean in made.loss_and_accuracy(params)]
+            means = jax.device_get(made.loss_and_accuracy(params))
+            share = [float(mean) * batch.size for mean in means]
             loss, accuracy = loss + share[0], accuracy + share[1]
         values |= {f"{name}_loss": loss / split.size, f"{name}_accuracy": accuracy / split.size}
     return values, state._replace(params=params, model_state=averages)

@@ -13,16 +13,15 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from sharpflat.config import RunConfig
 from sharpflat.runs import files
 from sharpflat.runs.build import (
     build_recipe,
-    config_of,
     optimizer_arguments,
     own_data,
     resident,
-    shape_key,
     state_like,
 )
 from sharpflat.runs.layout import SHARE_OF_MEMORY, device_memory, is_streamed
@@ -47,6 +46,10 @@ class Group(NamedTuple):
         if len(ids) == 1:
             return ids[0]
         return hashlib.sha256(json.dumps([ids, self.free]).encode()).hexdigest()[:16]
+
+    def folder(self, root: Path) -> Path:
+        """Where its checkpoints are, and of several what was written down of them."""
+        return root / ("runs" if len(self.members) == 1 else "groups") / self.id
 
     def together(self) -> Members | None:
         """What makes one program of them; None for one alone."""
@@ -143,7 +146,8 @@ def _split(runs: list[RunConfig], devices: int) -> list[Group]:
         for run in runs:
             apart.setdefault(json.dumps(run.train["optimizer"], sort_keys=True), []).append(run)
         return [group for part in apart.values() for group in _split(part, devices)]
-    most = max(1, int(SHARE_OF_MEMORY * device_memory() / update_bytes(runs[0])))
+    room = SHARE_OF_MEMORY * device_memory()
+    most = max(1, int(room / update_bytes(runs[0], room / len(runs))))
     count = max(math.ceil(len(runs) / most), min(len(runs), devices))
     parts = np.array_split(np.arange(len(runs)), count)
     return [Group(tuple(runs[i] for i in part), free if len(part) > 1 else ()) for part in parts]
@@ -157,8 +161,9 @@ def _can_be_free(run: RunConfig, free: tuple[str, ...]) -> bool:
     params = state_like(config).params
 
     def once(numbers: dict[str, Any], params: Any) -> Any:
-        rule = build(numbers)
-        return rule.init(params)
+        rule = optax.with_extra_args_support(build(numbers))
+        key = jax.random.key(0)
+        return rule.update(params, rule.init(params), params, grad_fn=lambda w: w, key=key)
 
     try:
         jax.eval_shape(once, {name: jnp.ones(()) for name in free}, params)
@@ -177,21 +182,37 @@ def places(found: Sequence[Group], together: bool | None) -> list[jax.Device]:
         return devices[:1]
     if devices[0].platform != "cpu":
         return devices
-    needed = max(len(group.members) * update_bytes(group.members[0]) for group in found)
-    whole = device_memory() * len(devices)
-    return devices[: max(1, int(SHARE_OF_MEMORY * whole / needed))]
+    room = SHARE_OF_MEMORY * device_memory() * len(devices)
+    sizes = [len(group.members) for group in found]
+    needed = max(
+        size * update_bytes(group.members[0], room / len(devices) / size)
+        for group, size in zip(found, sizes, strict=True)
+    )
+    return devices[: max(1, int(room / needed))]
 
 
-def update_bytes(run: RunConfig) -> float:
-    """Bytes that the operations of one update read and write: more than it ever holds at once."""
-    return _update_bytes(shape_key(run.resolved()), run.train["batch_size"])
+def update_bytes(run: RunConfig, room: float = 0.0) -> float:
+    """Bytes that one update holds at most.
+
+    Where all that its operations read and write fits into `room`, that is the answer, which is
+    quick and far too much; else the program is compiled, and its plan of memory asked.
+    """
+    text = json.dumps({**run.resolved(), "seed": 0}, sort_keys=True)
+    touched = _lowered(text).cost_analysis()["bytes accessed"]
+    return touched if touched <= room else _planned_bytes(text)
 
 
 @functools.lru_cache(maxsize=64)
-def _update_bytes(key: str, batch_size: int) -> float:
-    config = config_of(key)
+def _lowered(text: str) -> Any:
+    config = json.loads(text)
     recipe, data = build_recipe(config), resident(config["dataset"]).train
-    batch = jax.eval_shape(lambda: data.first(min(batch_size, data.size)))
+    size = min(config["train"]["batch_size"], data.size)
+    batch = jax.eval_shape(lambda: data.first(size))
     shapes = (state_like(config), batch, jax.eval_shape(lambda: jax.random.key(0)))
-    lowered: Any = jax.jit(update, static_argnums=0).lower(recipe, *shapes)
-    return lowered.cost_analysis()["bytes accessed"]
+    return jax.jit(update, static_argnums=0).lower(recipe, *shapes)
+
+
+@functools.lru_cache(maxsize=64)
+def _planned_bytes(text: str) -> float:
+    plan = _lowered(text).compile().memory_analysis()
+    return plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes

@@ -39,12 +39,13 @@ class Interrupts:
         return "stopped with the others" if self.stopped else None
 
     def receive(self, number: int, frame: FrameType | None) -> None:
-        """Take note of the first signal; the second one stops at once."""
+        """Take note of the first signal; at the second one nothing more is kept."""
         if self.received is not None:
             self.deliver()
         self.received = signal.Signals(number)
-        said = f"{self.received.name}: stops as soon as the work in hand is kept; again: at once\n"
-        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, said.encode())
+        said = "stops as soon as the work in hand is kept; again: without that"
+        line = f"{self.received.name}: {said}\n"
+        os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, line.encode())
 
     def deliver(self) -> None:
         """What the signal would have done, now; nothing if there was none.

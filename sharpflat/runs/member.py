@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import secrets
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,12 +42,18 @@ class Member:
         name = f"train {config.id[:6]} {settings} seed={config.seed}"
         self.task = reporter.task(name, self.last)
 
+    @property
+    def attempt(self) -> str | None:
+        """What tells this training of the run from others that were begun, by chance unlike."""
+        path = self.folder / "provenance.json"
+        return files.read_json(path).get("attempt") if path.exists() else None
+
     def begin(self, initial: TrainState, about: dict[str, Any]) -> None:
         """A new record, with the start among its snapshots; `about` goes to its provenance."""
         history = self.folder / "history.jsonl"
         if history.exists() and files.read_lines(history):
             self.task.note("has no checkpoint to go on from; begins anew")
-        record = provenance(self.data.dataset) | about
+        record = provenance(self.data.dataset) | about | {"attempt": secrets.token_hex(8)}
         record |= {"layout": self.layout.record} if self.layout.record else {}
         files.write_json(self.folder / "provenance.json", record)
         save_tree(files.make_folder(self.folder / "snapshots") / "0.npz", initial)

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import jax
 
+from sharpflat.training import settings
+
 Piece = TypeVar("Piece")
 
 
@@ -23,7 +25,7 @@ def placed(
     With one device, or one piece, it is done here and in order; else in a thread a device.
 
     Args:
-        work: done under `jax.default_device`.
+        work: done under `jax.default_device`, and what else of JAX is set here.
         pieces: of work.
         devices: local ones.
         stop: asks the pieces under way to end; called once one of them raises, or the caller wants
@@ -38,10 +40,12 @@ def placed(
     for device in devices:
         free.put(device)
 
+    same = settings()
+
     def one(piece: Piece) -> None:
         device = free.get()
         try:
-            with jax.default_device(device):
+            with same(), jax.default_device(device):
                 work(piece)
         finally:
             free.put(device)

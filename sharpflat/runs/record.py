@@ -16,6 +16,9 @@ from sharpflat.runs.layout import is_streamed
 from sharpflat.runs.snapshots import load_tree
 from sharpflat.training import Batches, TrainState
 
+ENDED = ("finished", "diverged")
+"""Statuses of a training that is not gone on with."""
+
 
 class Run:
     """A training on disk; everything is read when asked for."""
@@ -142,9 +145,9 @@ class Run:
         """
         steps = self._steps
         if epoch is None:
-            if self.status["status"] not in ("finished", "diverged") or len(steps) < 2:
+            if self.status["status"] not in ENDED or len(steps) < 2:
                 raise InputError(f"run {self.id}: has no final snapshot (it has not finished)")
-            return steps[-1]
+            return self.history[-1]["step"]
         updates = self.updates_an_epoch
         if epoch * updates not in steps:
             kept = ", ".join(f"{step / updates:g}" for step in steps) or "none"
@@ -156,8 +159,11 @@ class Run:
 
     @property
     def _steps(self) -> list[int]:
-        # A kill may leave a temporary file there, whose name begins with a dot.
-        return sorted(int(path.stem) for path in self.folder.glob("snapshots/[0-9]*.npz"))
+        # A kill may leave a temporary file there, whose name begins with a dot, and a training
+        # that was begun anew may end before the one that was given up.
+        steps = sorted(int(path.stem) for path in self.folder.glob("snapshots/[0-9]*.npz"))
+        ended = self.status["status"] in ENDED
+        return [step for step in steps if not ended or step <= self.history[-1]["step"]]
 
     @functools.cached_property
     def _end(self) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -37,6 +38,9 @@ from sharpflat.runs.table import read_table, swept_keys, table_rows, write_table
 from sharpflat.runs.tracking import check_tracks
 from sharpflat.runs.train_run import follow_group, train_group
 from sharpflat.runs.warm_starts import check_warm_starts
+
+TABLE_SECONDS = 10.0
+"""Between two tables of a study that trains: each reads the records of all its runs."""
 
 
 def load_config(
@@ -96,10 +100,11 @@ def train(config: Config, root: str | Path = "results", reporter: Reporter = SIL
                 train_group(*training, Path(root), reporter, interrupts)
 
             found = list(trainings.values())
-            for _ in placed(work, found, _places(config, found), interrupts.stop):
-                _write_table(config, _begun(cells, root), folder)
-                if interrupts.received:
-                    break
+            with _table(config, cells, root, folder) as now_and_then:
+                for _ in placed(work, found, _places(config, found), interrupts.stop):
+                    now_and_then()
+                    if interrupts.received:
+                        break
     return _begun(cells, root)
 
 
@@ -141,12 +146,11 @@ def measure(config: Config, root: str | Path = "results", reporter: Reporter = S
         raise InputError(f"study {config.study!r}: has no runs under {root} yet; train it first")
     for line in left_out(asked, runs):
         reporter.say(line)
-    for record in runs:
-        if record.finished:
-            try:
+    with _table(config, cells, root, folder) as now_and_then:
+        for record in runs:
+            if record.finished:
                 measure_run(record, asked, reporter)
-            finally:
-                _write_table(config, runs, folder)
+                now_and_then()
     compute_landscapes(config, runs, folder / "landscapes", reporter)
     return runs
 
@@ -273,5 +277,27 @@ def _prepared(config: Config, cells: Sequence[RunConfig], root: Path) -> Path:
     return folder
 
 
-def _write_table(config: Config, runs: Sequence[Run], folder: Path) -> None:
-    write_table(folder / "table.csv", table_rows(runs, requests(config)))
+@contextlib.contextmanager
+def _table(
+    config: Config, cells: Sequence[RunConfig], root: str | Path, folder: Path
+) -> Iterator[Callable[[], None]]:
+    """Gives what writes the table if the last one is old; at the end it is written anyhow."""
+    written = time.monotonic()
+
+    def write() -> None:
+        if runs := _begun(cells, root):
+            write_table(folder / "table.csv", table_rows(runs, requests(config)))
+
+    def now_and_then() -> None:
+        nonlocal written
+        if time.monotonic() - written > TABLE_SECONDS:
+            write()
+            written = time.monotonic()
+
+    try:
+        yield now_and_then
+    except BaseException:
+        with contextlib.suppress(OSError, InputError):  # what was raised first is told
+            write()
+        raise
+    write()

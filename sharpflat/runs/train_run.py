@@ -28,7 +28,7 @@ from sharpflat.runs.member import Member
 from sharpflat.runs.processes import announced
 from sharpflat.runs.progress import Reporter
 from sharpflat.runs.provenance import device
-from sharpflat.runs.record import Run
+from sharpflat.runs.record import ENDED, Run
 from sharpflat.runs.tracking import tracks
 from sharpflat.runs.warm_starts import origin, warm_start
 from sharpflat.training import (
@@ -43,20 +43,18 @@ from sharpflat.training import (
     start,
 )
 
-DONE = ("finished", "diverged")
-
 
 def train_group(
     group: Group, layout: Layout, root: Path, reporter: Reporter, interrupts: Interrupts
 ) -> None:
     """Train the runs of `group` under `root/runs`, those that are not trained already."""
     runs = [_record(config, root) for config in group.members]
-    if all(run.status["status"] in DONE for run in runs):
-        return
+    if all(run.status["status"] in ENDED for run in runs):
+        return Checkpoints(group.folder(root) / "checkpoints", group.id).delete()
     with contextlib.ExitStack() as stack:
         for run in sorted(runs, key=lambda run: run.id):
             stack.enter_context(files.claimed(run.folder))
-        todo = [run for run in runs if run.status["status"] not in DONE]
+        todo = [run for run in runs if run.status["status"] not in ENDED]
         for run in todo:
             files.write_text(run.folder / "config.yaml", yaml.safe_dump(run.config))
             run.check_data()
@@ -81,7 +79,7 @@ def _try_to_train(
         reason = f"{type(error).__name__}: {error}"
         status = {"status": "failed", "reason": reason, "traceback": traceback.format_exc()}
         for run in todo:
-            if run.status["status"] not in DONE:
+            if run.status["status"] not in ENDED:
                 files.write_status(run.folder, status)
                 reporter.say(f"run {run.id}: failed: {reason}")
 
@@ -145,9 +143,7 @@ class _Training:
         first = next(member for member in self.members if member)
         train, self.data = first.settings, first.data.train
         self.batches = Batches(self.data.size, train["batch_size"], train["drop_last"])
-        self.folder = root / "runs" / group.id
-        if self.together is not None:
-            self.folder = files.make_folder(root / "groups" / group.id)
+        self.folder = files.make_folder(group.folder(root))
         self.checkpoints = Checkpoints(self.folder / "checkpoints", group.id)
         self.flushed, self.seconds = time.monotonic(), 0.0
         self.say = reporter.say
@@ -177,20 +173,30 @@ class _Training:
 
     def _begin(self) -> Moment:
         """Where the training goes on."""
-        starts, first = _starts(self.group, self.data, self.root)
-        kept = self.checkpoints.restore(self._kept(first), self.say)
-        for place, member in self.training:
-            if kept is None:
-                member.begin(starts[place], self._about(member))
-            else:
-                member.tracking.carried = kept[1][-1][place]
-                member.go_on(kept[0] // self.batches.updates, kept[0])
-        self._set_active()
+        kept = self._restored()
         if kept is None:
+            starts, first = _starts(self.group, self.data, self.root)
+            for place, member in self.training:
+                member.begin(starts[place], self._about(member))
+            self._set_active()
             return first
-        step, (sums, state, seconds, _) = kept
+        step, (sums, state, seconds, carried) = kept
+        for place, member in self.training:
+            member.tracking.carried = carried[place]
+            member.go_on(step // self.batches.updates, step)
+        self._set_active()
         self.seconds = float(seconds)
         return Moment(step, sums, state)
+
+    def _restored(self) -> tuple[int, Any] | None:
+        """The newest checkpoint, `_kept` after so many updates."""
+        if not self.checkpoints.folder.exists():
+            return None
+        like = self._kept(_starts(self.group, self.data)[1])
+        return self.checkpoints.restore(like, self.say, self._attempts())
+
+    def _attempts(self) -> dict[str, str | None]:
+        return {member.folder.name: member.attempt for _, member in self.training}
 
     def _kept(self, moment: Moment) -> tuple[Any, ...]:
         """What a checkpoint holds."""
@@ -249,7 +255,7 @@ class _Training:
                 member.flush()
             self.flushed = time.monotonic()
         if due:
-            self.checkpoints.save(moment.step, self._kept(moment))
+            self.checkpoints.save(moment.step, self._kept(moment), self._attempts())
         if asked is not None:
             self.checkpoints.close()
             epochs = moment.step / self.batches.updates

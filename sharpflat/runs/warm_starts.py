@@ -12,7 +12,7 @@ from sharpflat.config import RunConfig
 from sharpflat.objective.layers import by_name
 from sharpflat.registry import InputError, closest
 from sharpflat.runs.build import build_recipe, state_like
-from sharpflat.runs.record import Run
+from sharpflat.runs.record import ENDED, Run
 from sharpflat.training import TrainState
 
 
@@ -51,12 +51,20 @@ def check_warm_starts(cells: Sequence[RunConfig], root: str | Path) -> None:
         InputError: names it, and what there is.
     """
     for cell in cells:
-        done = Run(Path(root) / "runs" / cell.id).status["status"] in ("finished", "diverged")
-        asked = None if done else cell.train["init_from"]
-        if asked is not None:
+        asked = cell.train["init_from"]
+        if asked is not None and not _begun(Run(Path(root) / "runs" / cell.id)):
             source = _source(asked["run"], Path(root))
             _check_alike(source, cell.resolved())
             source.step_of(asked["epoch"])
+
+
+def _begun(run: Run) -> bool:
+    """Whether it has ended, or has a checkpoint, alone or with its group: it needs no source."""
+    folders = [run.folder]
+    if (run.folder / "provenance.json").exists() and (group := run.provenance.get("together")):
+        folders.append(run.folder.parents[1] / "groups" / group["group"])
+    kept = any(any(folder.glob("checkpoints/*")) for folder in folders)
+    return kept or run.status["status"] in ENDED
 
 
 def _source(begin: str, root: Path) -> Run:

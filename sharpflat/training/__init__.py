@@ -27,6 +27,7 @@ from sharpflat.training.segments import (
 from sharpflat.training.sharding import agreed, data_mesh, own, shared, shares
 from sharpflat.training.stability import stability_threshold
 from sharpflat.training.stopping import Stopping
+from sharpflat.training.threads import settings
 from sharpflat.training.update import Recipe, TrainState, update
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "rate_at",
     "scaling",
     "schedules",
+    "settings",
     "shared",
     "shares",
     "stability_threshold",

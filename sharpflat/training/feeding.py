@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from sharpflat.batch import Batch
 from sharpflat.training.batching import Batches, epoch_order
 from sharpflat.training.sharding import replicated
+from sharpflat.training.threads import settings
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -94,10 +95,10 @@ def streamed(
 
 def prefetched(function: Callable[[T], U], items: Iterable[T]) -> Iterator[U]:
     """`function` of each item in turn, the next one computed meanwhile in a thread of its own."""
-    double = jax.dtypes.canonicalize_dtype(np.float64) == np.float64
+    same = settings()
 
     def made(item: T) -> U:
-        with jax.enable_x64(double):  # which is a setting of the thread
+        with same():
             return function(item)
 
     items = iter(items)

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
+from sharpflat import trees
 from sharpflat.batch import Batch
 from sharpflat.training.batching import Batches
 from sharpflat.training.feeding import Part, each, streamed, whole
@@ -149,7 +150,7 @@ def advance(
             part = None  # let go before the next is taken
             part = next(parts)
         if done == 0:
-            sums = jax.tree.map(jnp.zeros_like, sums)
+            sums = _nothing(sums)
         left = min([part.end - done, *(stop - step % stop for stop in stops_at)])
         size, offset, first, last = batches.stretch(done, min(length, left))
         state, sums = _segment(
@@ -202,7 +203,7 @@ def epochs(
 
 def epoch_of(batches: Batches, moment: Moment, seconds: float) -> Epoch:
     """The epoch that ended at `moment` and took so many seconds."""
-    loss, accuracy = (float(total) / batches.seen for total in moment.sums)
+    loss, accuracy = (float(total) / batches.seen for total in jax.device_get(moment.sums))
     number = moment.step // batches.updates
     return Epoch(number, moment.step, loss, accuracy, seconds, moment.state)
 
@@ -211,6 +212,11 @@ def _next_length(length: int, ran: int, seconds: float) -> int:
     """Updates of the next segment: at most twice as many, and about `SEGMENT_SECONDS` long."""
     fitting = math.floor(SEGMENT_SECONDS * ran / max(seconds, 1e-9))
     return max(1, min(2 * length, fitting))
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _nothing(sums: Sums) -> Sums:
+    return jax.tree.map(jnp.zeros_like, sums)
 
 
 class Drawn(NamedTuple):
@@ -261,7 +267,9 @@ def _segment(
 
     def member(i: jax.Array, carry: Any, drawn: Drawn) -> Any:
         assert optimizer_of is not None
-        own = replace(recipe, optimizer=optimizer_of(drawn.numbers))
+        # Python's numbers, of a run alone, take the parameters' precision: so do these.
+        precision = optax.tree.dtype(carry[0].params, "lowest")
+        own = replace(recipe, optimizer=optimizer_of(trees.cast(drawn.numbers, precision)))
         after = one(i, own, carry, drawn)
         return jax.tree.map(lambda new, old: jnp.where(drawn.active, new, old), after, carry)
 

@@ -66,7 +66,8 @@ class Killed:
         (folder / "norm.py").write_text(NORM)
         self.folder = folder
         self.path = write(
-            folder, seeds=4 if together else 2, sweep={"train.batch_size": [8, 40]}, plugins=["norm.py"],
+            folder, seeds=4 if together else 2, sweep={"train.batch_size": [8, 40]},
+            plugins=["norm.py"],
             train={"batch_size": 8, "epochs": EPOCHS, "optimizer": {"name": "adam"}},
             model={"name": "mlp", "width": 8, "depth": 1, "batch_norm": True},
             measure={"chunk": 40, "metrics": ["weight_norm"]}, together=together,
@@ -159,8 +160,8 @@ def main():
             shutil.rmtree(Path(folder) / "broken")
     how = "together" if arguments.together else "one by one"
     print(
-        f"{identical} of {arguments.kills} identical, {late} killed after their end, {resumed} runs "
-        f"went on from a checkpoint, {how}"
+        f"{identical} of {arguments.kills} identical, {late} killed after their end, "
+        f"{resumed} runs went on from a checkpoint, {how}"
     )
     sys.exit(identical != arguments.kills)
 

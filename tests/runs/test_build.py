@@ -151,3 +151,14 @@ def test_parts_of_a_batch_say_what_batch_norm_sees(tmp_path):
     normed = {"name": "mlp", "width": 8, "depth": 1, "batch_norm": True}
     assert f"train.accumulate: {line}" in said("normed", model=normed)
     assert "ghost" not in said("plain")
+
+
+def test_what_follows_the_epochs_follows_the_adapted_ones(tmp_path):
+    """Warm-up and averages of a large batch that trains for more epochs than were asked for."""
+    for extra in ({"warmup": 3.0}, {"swa": {"start": 5}}):
+        train = {"batch_size": 40, "epochs": 2, "optimizer": {"name": "adam"}, **extra}
+        train["regime_adaptation"] = {"reference": 8}
+        config = sf.load_config(write(tmp_path, train=train, seeds=1, sweep=None))
+        (run,) = sf.train(config, tmp_path / "results")
+        assert run.finished
+        assert run.history[-1]["epoch"] == 10

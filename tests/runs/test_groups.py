@@ -58,7 +58,26 @@ def test_groups_are_split_to_fit_the_memory(tmp_path, monkeypatch):
     assert [m.seed for group in found for m in group.members] == list(range(7))
 
 
+def test_what_an_update_holds_grows_with_its_batch(tmp_path):
+    """Else groups and devices would be chosen as if memory were no matter."""
+    train = {"batch_size": 10, "epochs": 1, "optimizer": {"name": "adam"}}
+    wide = {"name": "mlp", "width": 64, "depth": 2}
+    digits = {"name": "digits"}
+    study = config(tmp_path, "seeds=1", train=train, sweep={"train.batch_size": [10, 100, 1000]},
+                   model=wide, dataset=digits)  # fmt: skip
+    cells = configs.cells(study)
+    parameters = 4 * (64 * 64 + 64 * 64 + 64 * 10)
+    few, more, all_of_it = (groups.update_bytes(cell) for cell in cells)
+    assert 3 * parameters < few < more < all_of_it
+    activations = 4 * 1000 * (64 + 64 + 64 + 10)
+    assert activations < all_of_it < 20 * activations
+    touched = groups.update_bytes(cells[2], 1e12)
+    assert touched > all_of_it, "quick, and too much"
+    assert groups.update_bytes(cells[2], touched) == touched
+
+
 PICKY = '''
+import jax
 import optax
 import sharpflat as sf
 
@@ -67,12 +86,24 @@ import sharpflat as sf
 def picky(*, learning_rate: sf.Positive = 0.1) -> optax.GradientTransformation:
     """Looks at its number."""
     return optax.sgd(learning_rate if learning_rate < 1 else 1.0)
+
+
+@sf.optimizer
+def picky_later(*, learning_rate: sf.Positive = 0.1) -> optax.GradientTransformation:
+    """Looks at it when it updates."""
+
+    def update(grads, state, params=None):
+        rate = learning_rate if learning_rate < 1 else 1.0
+        return jax.tree.map(lambda g: -rate * g, grads), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 '''
 
 
-def test_an_optimizer_that_looks_at_its_numbers_is_grouped_by_them(tmp_path):
+@pytest.mark.parametrize("name", ["picky", "picky_later"])
+def test_an_optimizer_that_looks_at_its_numbers_is_grouped_by_them(tmp_path, name):
     (tmp_path / "picky.py").write_text(PICKY)
-    train = {**SGD, "optimizer": {"name": "picky"}}
+    train = {**SGD, "optimizer": {"name": name}}
     found = grouped(config(tmp_path, plugins=["picky.py"], train=train))
     assert [len(group.members) for group in found] == [2, 2, 2]
 
@@ -123,8 +154,8 @@ def test_one_that_diverges_or_stops_early_ends_alone(tmp_path):
 def stop_after(saves, study, root, monkeypatch):
     save, steps = checkpoints.Checkpoints.save, []
 
-    def save_and_stop(self, step, tree):
-        save(self, step, tree)
+    def save_and_stop(self, step, *kept):
+        save(self, step, *kept)
         steps.append(step)
         if len(steps) == saves:
             raise KeyboardInterrupt
@@ -238,3 +269,33 @@ def test_an_accelerator_trains_together_and_shares_its_devices(tmp_path, monkeyp
     monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     assert layout.shared_mesh() is None
     assert layout.shared_mesh(True) == tuple(several)
+
+
+def test_what_another_way_of_training_has_overtaken_is_not_gone_on_with(tmp_path, monkeypatch):
+    """Alone, then as a group, then alone again: each begins anew, and nothing is mixed."""
+    root, sweep = tmp_path / "mixed", {"train.optimizer.learning_rate": [0.01, 0.02]}
+    alone, group = (
+        config(tmp_path, "seeds=1", "train.epochs=9", sweep=sweep, together=how)
+        for how in (False, True)
+    )
+    unbroken = sf.train(alone, tmp_path / "unbroken")
+    stop_after(4, alone, root, monkeypatch)
+    stop_after(6, group, root, monkeypatch)
+    (left,) = root.glob("runs/*/checkpoints")
+    for one, other in zip(sf.train(alone, root), unbroken, strict=True):
+        assert history(one) == history(other)
+        assert same(one, other)
+        assert "resumed" not in one.provenance
+        assert "together" not in one.provenance
+    assert list((left.parent / "set_aside").iterdir()), "nothing is lost"
+
+
+def test_checkpoints_of_a_group_that_has_ended_go(tmp_path, monkeypatch):
+    study = config(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "SECONDS_BETWEEN", 0.0)
+        patch.setattr(checkpoints.Checkpoints, "delete", checkpoints.Checkpoints.close)
+        sf.train(study, tmp_path / "results")
+    (folder,) = (tmp_path / "results").glob("groups/*/checkpoints")
+    sf.train(study, tmp_path / "results")
+    assert not folder.exists()

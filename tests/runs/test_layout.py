@@ -16,7 +16,7 @@ import sharpflat as sf
 from sharpflat import config as configs
 from sharpflat.registry import InputError
 from sharpflat.runs import evaluation, groups, layout
-from sharpflat.runs.layout import Layout, is_streamed, shared_mesh
+from sharpflat.runs.layout import Layout, is_streamed
 
 # Not Adam, which makes steps of the rounding in biases that batch norm takes away again.
 TRAIN = {"batch_size": 8, "epochs": 3, "optimizer": {"name": "gradient_descent"}}

@@ -1,9 +1,12 @@
 """Trainings on several devices at once, each on one: the same to the bit as one after another."""
 
 import os
+import subprocess
+import sys
 import threading
 
 import jax
+import numpy as np
 import pytest
 from runs.kills import Killed
 from runs.studies import write
@@ -12,6 +15,7 @@ import sharpflat as sf
 from sharpflat import config as configs
 from sharpflat.runs import files, groups
 from sharpflat.runs.placing import placed
+from sharpflat.training import prefetched
 
 TWO = jax.devices() * 2
 
@@ -33,6 +37,31 @@ def test_one_device_works_here_and_in_order():
     for number, _ in enumerate(placed(done.append, "abc", jax.devices(), lambda: None), start=1):
         assert len(done) == number
     assert done == list("abc")
+
+
+def test_what_is_set_here_is_set_there():
+    """Settings of JAX are a thread's: without, x64 would end where the second core begins."""
+    found = []
+
+    def work(_):
+        (made,) = prefetched(lambda size: jax.numpy.ones(size), [3])
+        found.append((made.dtype, jax.config.jax_default_matmul_precision, made.devices()))
+
+    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+        assert len(list(placed(work, "ab", TWO, lambda: None))) == 2
+    assert found == [(np.float64, "highest", {jax.devices()[0]})] * 2
+
+
+def test_what_is_put_ahead_is_put_where_it_is_used():
+    script = """
+import jax
+from sharpflat.training import prefetched
+with jax.default_device(jax.devices()[1]):
+    (made,) = prefetched(jax.device_put, [jax.numpy.ones(3).__array__()])
+assert made.devices() == {jax.devices()[1]}, made.devices()
+"""
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "2"}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True, timeout=120)
 
 
 def test_one_that_raises_ends_all_and_is_raised():

@@ -421,3 +421,17 @@ def test_a_gradient_is_timed_by_the_median(tiny, monkeypatch):
     clock = itertools.chain.from_iterable((0.0, time) for time in (1.0, 5.0, 100.0, 4.0, 6.0))
     monkeypatch.setattr(cost, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     assert cost._gradient_seconds(run.config, "train", 40, 40) == 5.0
+
+
+def test_the_end_is_where_the_history_ends(tiny, tmp_path):
+    """An attempt that was given up may have gone further, and left its snapshot."""
+    (folder, *_) = folders(tiny)
+    shutil.copytree(folder, tmp_path / folder.name)
+    run = sf.Run(tmp_path / folder.name)
+    snapshots = run.folder / "snapshots"
+    last = run.history[-1]["step"]
+    shutil.copy(snapshots / "0.npz", snapshots / f"{last + 10 * run.updates_an_epoch}.npz")
+    assert run.step_of(None) == last
+    assert equal(run.params, sf.Run(folder).params)
+    with pytest.raises(sf.InputError, match="has no snapshot after epoch 13"):
+        run.snapshot(13)

@@ -21,8 +21,8 @@ def interrupted(config, root, monkeypatch, saves=3, error=KeyboardInterrupt):
     """Stopped right after so many checkpoints, one a segment; the updates before each of them."""
     save, steps = checkpoints.Checkpoints.save, []
 
-    def save_and_stop(self, step, tree):
-        save(self, step, tree)
+    def save_and_stop(self, step, *kept):
+        save(self, step, *kept)
         steps.append(step)
         if len(steps) == saves:
             raise error("stop")
@@ -131,12 +131,12 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(tmp_path, mo
         "run", path, "train.epochs=6", "model.width=300", "--root", tmp_path / "broken"
     )
     assert outcome.code == 0, outcome
-    assert f"checkpoint {newest}: damaged, kept as {folder.parent}/damaged" in outcome.err
+    assert f"checkpoint {newest}: damaged, kept as {folder.parent}/set_aside" in outcome.err
     assert f"goes on after epoch {before // UPDATES}, update {before}" in outcome.err
     (resumed,) = sf.load_runs(tmp_path / "broken")
     assert same(resumed, unbroken)
     assert history(resumed) == history(unbroken)
-    kept = folder.parent / "damaged" / f"checkpoint-{last}"
+    kept = folder.parent / "set_aside" / f"checkpoint-{last}"
     assert damaged == {file.name: file.read_bytes() for file in kept.rglob("*") if file.is_file()}
 
 
@@ -150,7 +150,7 @@ def test_where_every_checkpoint_is_damaged_the_training_begins_anew(tmp_path, mo
         spoil(step, "cut")
     (resumed,) = sf.run(config, tmp_path / "broken")
     assert same(resumed, unbroken)
-    assert len(list((resumed.folder / "damaged").iterdir())) == 2
+    assert len(list((resumed.folder / "set_aside").iterdir())) == 2
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path, monkeypatch):

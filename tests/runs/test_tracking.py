@@ -8,12 +8,11 @@ from runs.test_groups import stop_after
 from runs.test_resume import interrupted
 
 import sharpflat as sf
-from sharpflat.runs import tracking, train_run, trackers
+from sharpflat.runs import trackers, tracking, train_run
 from sharpflat.runs.build import state_like
 from sharpflat.runs.snapshots import load_tree
 from sharpflat.training.batching import epoch_order
 
-UPDATES = 5
 UPDATES = 5
 """An epoch, at batch size 8."""
 
@@ -210,6 +209,114 @@ def test_a_metric_that_fails_leaves_the_others_and_the_training(tmp_path):
     assert run.finished
     assert all("no more (failing.py, line 8)" in row["error"] for row in seen(run, "sometimes"))
     assert all(row["value"] > 0 for row in seen(run, "parameter_norm"))
+
+
+PICKY = """
+import sharpflat as sf
+
+
+def refuse(objective, arguments):
+    if float(sf.trees.norm(objective.params)) > 0:
+        raise TypeError("not [here]")
+
+
+@sf.metric(checks=(refuse,))
+def picky(objective, key) -> sf.Estimate:
+    \"\"\"A metric whose check looks at numbers.\"\"\"
+    return sf.Estimate(1.0, 0.0, True)
+"""
+
+
+def raising(*_, **__):
+    raise ValueError("out of luck")
+
+
+def test_what_refuses_at_a_look_leaves_the_others_and_the_training(tmp_path, monkeypatch):
+    (tmp_path / "picky.py").write_text(PICKY)
+    track = ["picky", "parameter_norm", "distance_from_initialization"]
+    config = study(tmp_path, track, plugins=[str(tmp_path / "picky.py")])
+    monkeypatch.setattr(tracking, "load_tree", raising)
+    (run,) = sf.train(config, tmp_path)
+    assert run.finished
+    assert len(seen(run, "picky")) == 5
+    assert all("TypeError: not [here]" in row["error"] for row in seen(run, "picky"))
+    far = seen(run, "distance_from_initialization")
+    assert all("out of luck" in row["error"] for row in far)
+    norms = seen(run, "parameter_norm")
+    assert len(norms) == 5
+    assert not any(row["error"] for row in norms)
+
+
+def test_an_objective_that_cannot_be_made_is_the_error_of_what_looks_at_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(trackers.Look, "objective", raising)
+    (run,) = sf.train(study(tmp_path, ["parameter_norm", "snapshots"]), tmp_path)
+    assert run.finished
+    assert {row["error"] for row in run.tracked} == {"ValueError: out of luck"}
+    assert len(list(run.folder.glob("snapshots/*.npz"))) == 5
+
+
+def test_a_threshold_that_fails_leaves_the_curvature(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking, "stability_threshold", raising)
+    (run,) = sf.train(study(tmp_path, ["hessian_top_eigenvalues"]), tmp_path)
+    assert run.finished
+    for row in run.tracked:
+        assert row["value"] > 0
+        assert row["stability_threshold"] is None
+        assert row["error"] == "stability_threshold: ValueError: out of luck"
+
+
+def test_a_full_disk_stops_the_training(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(tracking, "load_tree", full)
+    with pytest.raises(OSError, match="no space left"):
+        sf.train(study(tmp_path, ["distance_from_initialization"]), tmp_path)
+
+
+def test_a_loss_that_is_not_finite_is_each_ones_error(tmp_path):
+    """Parameters of 1e14 or so, whose squared error is beyond float32."""
+    wild = {"name": "gradient_descent", "learning_rate": 1e15}
+    track = [{"parameter_norm": {"unit": "updates"}}, {"gradient_norm": {"unit": "updates"}}]
+    train = {"loss": "squared_error"}
+    (run,) = sf.train(study(tmp_path, track, wild, train=train), tmp_path)
+    assert run.status["status"] == "diverged"
+    for name in ("parameter_norm", "gradient_norm"):
+        row = next(row for row in seen(run, name) if row["step"] == 1)
+        assert row["value"] is None
+        assert "loss: is inf at these parameters" in row["error"]
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "given", "numbers"),
+    [
+        ("adam", {"b1": 0.7, "b2": 0.9, "epsilon": 1e-3}, (0.7, 0.9, 1e-3)),
+        ("lamb", {"b2": 0.9}, (0.9, 0.9, 1e-6)),
+        ("adagrad", {}, (0.9, 0.999, 1e-7)),
+    ],
+)
+def test_the_preconditioner_is_of_the_runs_own_numbers(tmp_path, optimizer, given, numbers):
+    """Of its β₁, β₂ and ε, at a look and in a measurement: else 1 / 9 of it, beside its edge."""
+    name = "preconditioned_sharpness"
+    measured = {"metrics": [name], "batch_norm": ["batch"], "examples": 40, "chunk": 40}
+    rule = {"name": optimizer, "learning_rate": 0.01, **given}
+    config = study(tmp_path, [name], rule, train={"epochs": 1}, measure=measured)
+    (run,) = sf.run(config, tmp_path)
+    objective = run.objective("train", "batch", chunk=40)
+    own = dict(zip(("b1", "b2", "epsilon"), numbers, strict=True))
+    right = sf.measure(objective, name, opt_state=run.opt_state, **own).value
+    assert run.tracked[-1]["value"] == pytest.approx(right, rel=1e-3)
+    (row,) = run.measurements
+    assert row["value"] == pytest.approx(right, rel=1e-3)
+    if optimizer == "adam":
+        assert sf.measure(objective, name, opt_state=run.opt_state).value < right / 2
+
+
+def test_no_threshold_stands_beside_the_curvature_of_some_parameters(tmp_path):
+    track = [{"hessian_top_eigenvalues": {"parameters": "*/kernel"}}]
+    (run,) = sf.train(study(tmp_path, track), tmp_path)
+    assert {row["stability_threshold"] for row in run.tracked} == {None}
+    assert all(row["value"] > 0 for row in run.tracked)
 
 
 BAD = [

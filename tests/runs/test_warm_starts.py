@@ -1,9 +1,12 @@
 """`train.init_from`: a run that starts where another one was."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
 from runs.studies import sharpflat, write
+from runs.test_groups import stop_after
 
 import sharpflat as sf
 
@@ -92,3 +95,19 @@ def test_what_is_not_there_is_refused_with_what_is(tmp_path, source):
     (twin / "config.yaml").write_bytes((source.folder / "config.yaml").read_bytes())
     said = complaint(tmp_path, f"train.init_from={{run: '{source.id[:4]}'}}")
     assert "say which" in said
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_a_half_trained_run_no_longer_needs_its_source(tmp_path, source, monkeypatch, together):
+    given = {"batch_size": 8, "epochs": 6, "optimizer": ADAM, "init_from": {"run": source.id}}
+    path = write(tmp_path, train=given, model=BATCH_NORM, sweep=None, seeds=2, together=together)
+    config, root = sf.load_config(path, [] if together else ["seeds=1"]), tmp_path / "results"
+    unbroken = [run.params for run in sf.train(config, root)]
+    for folder in root.glob("runs/*"):
+        if folder.name != source.id:
+            shutil.rmtree(folder)
+    stop_after(3, config, root, monkeypatch)
+    source.folder.rename(tmp_path / "away")
+    runs = sf.train(config, root)
+    assert all("resumed" in run.provenance for run in runs)
+    assert all(equal(run.params, params) for run, params in zip(runs, unbroken, strict=True))

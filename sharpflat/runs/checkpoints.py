@@ -29,14 +29,21 @@ Attempts = Mapping[str, str | None]
 
 
 class Checkpoints:
-    """The newest two states of a training, in `folder`, one a minute and one where it is stopped.
+    """The newest two states of a training, in `folder`, every so often and where it is stopped.
 
     Beside its arrays each holds their digest, by which a damaged one is known, and the name of the
     training that it is of.
     """
 
-    def __init__(self, folder: Path, owner: str) -> None:
-        """Nothing is read or written before it is needed: Orbax takes a second to import."""
+    def __init__(self, folder: Path, owner: str, seconds: float | None = None) -> None:
+        """Nothing is read or written before it is needed: Orbax takes a second to import.
+
+        Args:
+            folder: of its checkpoints alone.
+            owner: the training they are of.
+            seconds: from one to the next; `SECONDS_BETWEEN` by default.
+        """
+        self.seconds = SECONDS_BETWEEN if seconds is None else seconds
         self.folder = folder.absolute()
         self.owner = owner
         self._manager: Any = None
@@ -71,22 +78,25 @@ class Checkpoints:
                 reason = str(error).partition("\n")[0][:200]
                 say(f"checkpoint {self.folder / str(step)}: damaged, kept as {kept}: {reason}")
                 continue
-            theirs = about.get("attempts", {})
-            if anew := [run for run, begun in attempts.items() if theirs.get(run) != begun]:
-                kept = self._set_aside(step)
-                say(f"checkpoint {self.folder / str(step)}: run {anew[0]} was begun anew after it; "
-                    f"kept as {kept}")  # fmt: skip
-                continue
             wanted = to_host(like)
-            self._check(step, about["owner"], _shapes(leaves), _shapes(_stored_part(wanted)))
+            self._check_owner(step, about["owner"])
+            if anew := _begun_anew(attempts, about.get("attempts", {})):
+                kept = self._set_aside(step)
+                place = self.folder / str(step)
+                say(f"checkpoint {place}: run {anew} was begun anew since; kept as {kept}")
+                continue
+            self._check_shapes(step, _shapes(leaves), _shapes(_stored_part(wanted)))
             found = iter(leaves)
             return step, from_host([next(found) if leaf.size else leaf for leaf in wanted], like)
         return None
 
-    def _check(self, step: int, owner: str, found: list[str], wanted: list[str]) -> None:
-        where = f"checkpoint {self.folder / str(step)}"
+    def _check_owner(self, step: int, owner: str) -> None:
         if owner != self.owner:
+            where = f"checkpoint {self.folder / str(step)}"
             raise InputError(f"{where}: is of training {owner}, not of {self.owner}; move it away")
+
+    def _check_shapes(self, step: int, found: list[str], wanted: list[str]) -> None:
+        where = f"checkpoint {self.folder / str(step)}"
         if found != wanted:
             pairs = itertools.zip_longest(found, wanted, fillvalue="nothing")
             one, other = next(pair for pair in pairs if pair[0] != pair[1])
@@ -122,7 +132,7 @@ class Checkpoints:
     @property
     def due(self) -> bool:
         """Whether the last save is old enough for another."""
-        return time.monotonic() - self._last >= SECONDS_BETWEEN
+        return time.monotonic() - self._last >= self.seconds
 
     def save(self, step: int, tree: Any, attempts: Attempts | None = None) -> None:
         """Save what a training is after `step` updates, of these attempts at its runs."""
@@ -165,6 +175,11 @@ class Checkpoints:
             )
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         return self._manager
+
+
+def _begun_anew(now: Attempts, then: Attempts) -> str | None:
+    """A run that is at another attempt now."""
+    return next((run for run, attempt in now.items() if then.get(run) != attempt), None)
 
 
 def _stored_part(leaves: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -97,7 +97,7 @@ def train(config: Config, root: str | Path = "results", reporter: Reporter = SIL
                 reporter.say(line)
 
             def work(training: tuple[Group, Layout]) -> None:
-                train_group(*training, Path(root), reporter, interrupts)
+                train_group(*training, Path(root), reporter, interrupts, config.checkpoint_seconds)
 
             found = list(trainings.values())
             with _table(config, cells, root, folder) as now_and_then:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import traceback
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,12 +45,18 @@ from sharpflat.training import (
 
 
 def train_group(
-    group: Group, layout: Layout, root: Path, reporter: Reporter, interrupts: Interrupts
+    group: Group,
+    layout: Layout,
+    root: Path,
+    reporter: Reporter,
+    interrupts: Interrupts,
+    checkpoint_seconds: float | None = None,
 ) -> None:
     """Train the runs of `group` under `root/runs`, those that are not trained already."""
     runs = [_record(config, root) for config in group.members]
+    checkpoints = Checkpoints(group.folder(root) / "checkpoints", group.id, checkpoint_seconds)
     if all(run.status["status"] in ENDED for run in runs):
-        return Checkpoints(group.folder(root) / "checkpoints", group.id).delete()
+        return checkpoints.delete()
     with contextlib.ExitStack() as stack:
         for run in sorted(runs, key=lambda run: run.id):
             stack.enter_context(files.claimed(run.folder))
@@ -59,20 +65,16 @@ def train_group(
             files.write_text(run.folder / "config.yaml", yaml.safe_dump(run.config))
             run.check_data()
         if todo:
-            _try_to_train(group, layout, todo, root, reporter, interrupts)
+            with _failures_recorded(todo, reporter):
+                ids = [run.id for run in todo]
+                _Training(group, layout, ids, root, reporter, checkpoints).go(interrupts)
 
 
-def _try_to_train(
-    group: Group,
-    layout: Layout,
-    todo: Sequence[Run],
-    root: Path,
-    reporter: Reporter,
-    interrupts: Interrupts,
-) -> None:
+@contextlib.contextmanager
+def _failures_recorded(todo: Sequence[Run], reporter: Reporter) -> Iterator[None]:
     """The study goes on; the records say what happened, and a later start tries again."""
     try:
-        _Training(group, layout, [run.id for run in todo], root, reporter).go(interrupts)
+        yield
     except InputError:
         raise
     except Exception as error:
@@ -129,7 +131,13 @@ class _Training:
     """A training between segments."""
 
     def __init__(
-        self, group: Group, layout: Layout, todo: Sequence[str], root: Path, reporter: Reporter
+        self,
+        group: Group,
+        layout: Layout,
+        todo: Sequence[str],
+        root: Path,
+        reporter: Reporter,
+        checkpoints: Checkpoints,
     ) -> None:
         """`todo` are the ids of those that train; the others ride along unchanged."""
         self.group, self.together, self.layout = group, group.together(), layout
@@ -143,8 +151,7 @@ class _Training:
         first = next(member for member in self.members if member)
         train, self.data = first.settings, first.data.train
         self.batches = Batches(self.data.size, train["batch_size"], train["drop_last"])
-        self.folder = files.make_folder(group.folder(root))
-        self.checkpoints = Checkpoints(self.folder / "checkpoints", group.id)
+        self.folder, self.checkpoints = files.make_folder(group.folder(root)), checkpoints
         self.flushed, self.seconds = time.monotonic(), 0.0
         self.say = reporter.say
 

@@ -350,11 +350,26 @@ def test_a_disk_that_is_full_loses_nothing(tmp_path, monkeypatch, together, wher
         assert history(one) == history(other)
 
 
+def test_a_study_says_how_often_a_checkpoint_is_made(tmp_path, monkeypatch):
+    made, save = [], checkpoints.Checkpoints.save
+    monkeypatch.setattr(
+        checkpoints.Checkpoints, "save", lambda self, *kept: made.append(save(self, *kept))
+    )
+    for seconds, some in ((1e-6, True), (1e6, False)):
+        path = write(tmp_path, sweep=None, seeds=1, checkpoint_seconds=seconds)
+        (run,) = sf.train(sf.load_config(path), tmp_path / f"{some}")
+        assert run.finished
+        assert bool(made) is some
+        made.clear()
+
+
 def test_a_checkpoint_is_due_once_a_minute(tmp_path, monkeypatch):
     assert checkpoints.SECONDS_BETWEEN == 60.0
     now = [1000.0]
     monkeypatch.setattr(checkpoints.time, "monotonic", lambda: now[0])
     kept = checkpoints.Checkpoints(tmp_path / "c", "mine")
+    often = checkpoints.Checkpoints(tmp_path / "d", "mine", 0.5)
+    assert often.seconds == 0.5
     for later, due in ((0.0, False), (59.9, False), (0.2, True)):
         now[0] += later
         assert kept.due is due

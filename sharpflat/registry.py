@@ -32,6 +32,8 @@ Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
 Finite = Annotated[float, pydantic.Field(allow_inf_nan=False)]
 Fraction = Annotated[float, pydantic.Field(ge=0, le=1, allow_inf_nan=False)]
+Decay = Annotated[float, pydantic.Field(ge=0, lt=1, allow_inf_nan=False)]
+PositiveDecay = Annotated[float, pydantic.Field(gt=0, lt=1, allow_inf_nan=False)]
 Count = Annotated[int, pydantic.Field(ge=1)]
 NaturalNumber = Annotated[int, pydantic.Field(ge=0)]
 

@@ -8,7 +8,14 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from sharpflat import registry
-from sharpflat.registry import Count, Finite, NaturalNumber, NonNegative, Positive
+from sharpflat.registry import (
+    Count,
+    Finite,
+    NaturalNumber,
+    NonNegative,
+    Positive,
+    PositiveDecay,
+)
 
 Policy = Literal["batch", "running", "recalibrated"]
 Seed = Annotated[int, pydantic.Field(ge=0, lt=2**31)]  # JAX's integers have 32 bits
@@ -40,7 +47,10 @@ class LearningRateRule(Strict):
 
 
 class RegimeAdaptation(Strict):
-    """As many updates as at the reference: epochs grow with the batch (Hoffer et al., 2017)."""
+    """About as many updates as at the reference: epochs grow with the batch, as a whole number.
+
+    Hoffer et al. (2017).
+    """
 
     reference: Count
 
@@ -48,7 +58,7 @@ class RegimeAdaptation(Strict):
 class Ema(Strict):
     """The exponential moving average of the parameters, over about 1 / (1 − decay) updates."""
 
-    decay: Annotated[float, pydantic.Field(gt=0, lt=1)]
+    decay: PositiveDecay
 
 
 class Swa(Strict):
@@ -86,7 +96,8 @@ class LabelNoise(Strict):
     """A fraction of the training labels replaced by another class.
 
     Drawn once by `draw`, for training and for what is measured on it; with `resample` at every
-    update instead (Damian et al., 2021), and what is measured has the data set's own labels.
+    update instead (Damian et al., 2021), by the run's seed and `draw`, and what is measured has the
+    data set's own labels.
     """
 
     fraction: Annotated[float, pydantic.Field(gt=0, le=1)]
@@ -137,9 +148,10 @@ class Train(Strict):
     batch-norm averages.
 
     `warmup` is in epochs and comes before the schedule; `clip` is the gradient's largest norm;
-    `gradient_penalty` the c of L + c/2 ‖∇L‖². A batch is passed through in `accumulate` parts, each
-    of which batch norm normalises by itself; so it does every `ghost_batch_norm` examples. With
-    `ema` or `swa` that average of the parameters is evaluated, kept and measured.
+    `gradient_penalty` the c of L + c/2 ‖∇L‖², L with the `adversarial` loss in it. A batch is
+    passed through in `accumulate` parts, each of which batch norm normalises by itself; so it does
+    every `ghost_batch_norm` examples. With `ema` or `swa` that average of the parameters is
+    evaluated, kept and measured.
     `matmul_precision` (JAX's names) and `compute_dtype` are of training only: what is evaluated and
     measured is in float32, as parameters and averages always are.
     """
@@ -227,6 +239,8 @@ class Config(Strict):
 
     `dataset_on_device`: whether the data set stays on the device while it trains, or is streamed
     from the host; by default where it fits into half of the device's memory.
+
+    `checkpoint_seconds`: between two checkpoints of a training; 60 by default.
     """
 
     study: Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
@@ -239,6 +253,7 @@ class Config(Strict):
     together: bool | None = None
     data_parallel: bool | None = None
     dataset_on_device: bool | None = None
+    checkpoint_seconds: Positive | None = None
     measure: Measure | list[Measure] = Measure()
     landscape: list[Landscape] = []
     figures: list[Spec] | None = None

@@ -121,9 +121,15 @@ def _of_batches(train: dict[str, Any], data: Resident) -> dict[str, Any]:
         raise InputError(f"train.label_noise: needs classes, and {name!r} has real-valued labels")
     return {
         "augmentation": Augmentation(**augment) if augment else None,
-        "relabel": (classes, noise["fraction"]) if noise and noise["resample"] else None,
+        "relabel": _relabel(classes, noise),
         "adversarial": Adversarial(**attack) if attack else None,
     }
+
+
+def _relabel(classes: int | None, noise: dict[str, Any] | None) -> tuple[Any, ...] | None:
+    if not noise or not noise["resample"]:
+        return None
+    return classes, noise["fraction"], noise["draw"]
 
 
 def own_data(config: dict[str, Any], on_device: bool = False) -> Resident:

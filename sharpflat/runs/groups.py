@@ -123,7 +123,8 @@ def _likeness(cell: RunConfig) -> str:
     optimizer = {k: v for k, v in config["train"]["optimizer"].items() if k not in numbers}
     noise = config["train"].get("label_noise")
     train = {**config["train"], "optimizer": optimizer}
-    train["label_noise"] = noise and {**noise, "draw": 0}
+    if noise and not noise["resample"]:
+        train["label_noise"] = {**noise, "draw": 0}
     return json.dumps({**config, "train": train, "seed": 0}, sort_keys=True)
 
 

@@ -10,6 +10,7 @@ import optax
 from optax.contrib import ScheduleFreeState, schedule_free_eval_params
 
 from sharpflat import trees
+from sharpflat.training.entropy import EntropyState
 
 
 class ExponentialAverage(NamedTuple):
@@ -77,19 +78,21 @@ def swa(
 
 
 def evaluated(opt_state: Any, params: Any) -> Any:
-    """The parameters that a training stands for: its average where it keeps one."""
+    """The parameters that a training stands for: its average where it keeps one.
+
+    Of `schedule_free` that is x, of `entropy_sgd` the centre, which the parameters move about.
+    """
     match opt_state:
         case ExponentialAverage():
             started = opt_state.weight > 0
             weight = jnp.where(started, opt_state.weight, 1.0)
-            return _where(started, trees.scale(1 / weight, opt_state.sum), params)
+            mean = optax.tree.cast_like(trees.scale(1 / weight, opt_state.sum), params)
+            return optax.tree.where(started, mean, params)
         case StochasticAverage():
             inner = evaluated(opt_state.inner, params)
-            return _where(opt_state.points > 0, opt_state.mean, inner)
+            return optax.tree.where(opt_state.points > 0, opt_state.mean, inner)
         case ScheduleFreeState():
             return schedule_free_eval_params(opt_state, params)
+        case EntropyState():
+            return opt_state.centre
     return params
-
-
-def _where(condition: jax.Array, first: Any, second: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), first, second)

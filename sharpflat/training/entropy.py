@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -36,8 +35,8 @@ def entropy_sgd(
 
     Each update is one inner step on its own batch, θ ← θ − η (g + γ (θ − x)) + √η ε n with normal
     n, μ ← (1 − α) μ + α θ; every L-th one then moves x ← x − η' (x − μ) and puts θ and μ there.
-    Let the number of updates be a multiple of L = `steps`: the parameters are then x. η' is the
-    source's outer rate times γ; γ grows by `growth` of itself at every move of x.
+    L is `steps`. What is evaluated, kept and measured is x. η' is the source's outer rate times γ;
+    γ grows by `growth` of itself at every move of x.
     """
 
     def init(params: Any) -> EntropyState:
@@ -46,25 +45,20 @@ def entropy_sgd(
     def update(
         grads: Any, state: EntropyState, params: Any = None, *, key: jax.Array, **_: Any
     ) -> tuple[Any, EntropyState]:
-        rate = _at(learning_rate, state.updates)
+        rate = learning_rate(state.updates) if callable(learning_rate) else learning_rate
         pull = gamma * (1 + growth) ** (state.updates // steps)
         random = trees.random_like(key, params, sampler=jax.random.normal)
         point = jax.tree.map(
             lambda w, g, x, n: w - rate * (g + pull * (w - x)) + jnp.sqrt(rate) * noise * n,
             params, grads, state.centre, random,
         )  # fmt: skip
+        point = optax.tree.cast_like(point, params)
         mean = trees.interpolate(state.mean, point, averaging)
         moved = trees.interpolate(state.centre, mean, outer_rate)
         ends = (state.updates + 1) % steps == 0
-        point, centre, mean = (_choose(ends, moved, other) for other in (point, state.centre, mean))
+        point, centre, mean = (
+            optax.tree.where(ends, moved, other) for other in (point, state.centre, mean)
+        )
         return trees.sub(point, params), EntropyState(state.updates + 1, centre, mean)
 
     return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _at(rate: float | Callable[[jax.Array], jax.Array], count: jax.Array) -> jax.Array:
-    return jnp.asarray(rate(count) if callable(rate) else rate)
-
-
-def _choose(condition: jax.Array, first: Any, second: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(condition, a, b), first, second)

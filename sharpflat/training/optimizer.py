@@ -89,17 +89,25 @@ def scaling(rule: ScalingRule, batch_size: int, reference: int) -> float:
 
 def rate_at(step: int, arguments: Mapping[str, Any], **factors: Any) -> float:
     """The learning rate of the update after `step` of them, of `optimizer_of`'s arguments."""
-    rate = _rate(arguments["learning_rate"], {"scale": 1.0, **factors})
+    rate = _rate(arguments["learning_rate"], **factors)
     return float(rate(jnp.asarray(step)) if callable(rate) else rate)
 
 
-def _rate(rate: Any, factors: Mapping[str, Any]) -> Any:
+def _rate(
+    rate: Any,
+    *,
+    scale: float = 1.0,
+    schedule: dict[str, Any] | None = None,
+    warmup: float = 0.0,
+    updates: int = 0,
+    **_: Any,
+) -> Any:
     """A number, or an Optax schedule."""
-    rate = rate * factors["scale"]
-    if not (factors.get("schedule") or factors.get("warmup")):
+    rate = rate * scale
+    if not (schedule or warmup):
         return rate
-    given = {**(factors["schedule"] or {"name": "constant"})}
-    factor = factor_of(given.pop("name"), given, factors["warmup"], factors["updates"])
+    given = {**(schedule or {"name": "constant"})}
+    factor = factor_of(given.pop("name"), given, warmup, updates)
     return lambda count: rate * factor(count)
 
 
@@ -115,7 +123,7 @@ def _build(function: Any, shape: Any, text: str) -> Build:
     def build(numbers: dict[str, Any]) -> optax.GradientTransformation:
         arguments = {**fixed, **numbers}
         if "learning_rate" in arguments:
-            arguments["learning_rate"] = _rate(arguments["learning_rate"], factors)
+            arguments["learning_rate"] = _rate(arguments["learning_rate"], **factors)
         rule = function(**arguments)
         if factors["conservative"] is not None:
             rule = several_steps(rule, *factors["conservative"])

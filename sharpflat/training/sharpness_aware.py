@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import sam as sharpness_aware
 
-from sharpflat.registry import Fraction, NonNegative, Positive, optimizer
+from sharpflat.registry import Decay, NonNegative, Positive, optimizer
 
 SMALLEST = 1e-12
 """Beside the norm that divides: at a stationary point there is no step."""
@@ -17,7 +17,7 @@ SMALLEST = 1e-12
 
 @optimizer
 def sam(
-    *, learning_rate: Positive = 0.1, decay: Fraction = 0.9, rho: Positive = 0.05
+    *, learning_rate: Positive = 0.1, decay: Decay = 0.9, rho: Positive = 0.05
 ) -> optax.GradientTransformationExtraArgs:
     """SAM: heavy-ball momentum with the gradient at θ + ρ g/‖g‖ (Foret et al., 2021).
 
@@ -30,11 +30,14 @@ def sam(
 def asam(
     *,
     learning_rate: Positive = 0.1,
-    decay: Fraction = 0.9,
+    decay: Decay = 0.9,
     rho: Positive = 0.5,
     eta: NonNegative = 0.01,
 ) -> optax.GradientTransformationExtraArgs:
-    """ASAM: as `sam` at θ + ρ T²g/‖Tg‖, T = |θ| + η elementwise (Kwon et al., 2021)."""
+    """ASAM: as `sam` at θ + ρ T²g/‖Tg‖, T = |θ| + η elementwise (Kwon et al., 2021).
+
+    Of biases and batch-norm parameters (arrays of one axis) T is 1.
+    """
     return _aware(learning_rate, decay, rho, eta)
 
 
@@ -53,7 +56,11 @@ def _aware(
 
 def _step(grads: Any, params: Any, rho: float, eta: float | None) -> Any:
     """−ρ T²g/‖Tg‖: Optax's `sam` takes a descent step and goes the other way."""
-    scale = jax.tree.map(lambda w: jnp.ones(()) if eta is None else jnp.abs(w) + eta, params)
+
+    def scale_of(leaf: jax.Array) -> jax.Array:
+        return jnp.ones_like(leaf) if eta is None or leaf.ndim < 2 else jnp.abs(leaf) + eta
+
+    scale = jax.tree.map(scale_of, params)
     scaled = jax.tree.map(jnp.multiply, scale, grads)
     length = optax.tree.norm(scaled) + SMALLEST
     return jax.tree.map(lambda t, g: -rho / length * t * g, scale, scaled)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ from sharpflat.training.label_noise import resampled
 from sharpflat.training.sharding import divided
 
 # Numbers that tell an update's random keys apart; those from 2 on are of the batch's chunks.
-OPTIMIZER, AUGMENTATION, LABELS = 1, 2**31 - 1, 2**31 - 2
+OPTIMIZER, AUGMENTATION, LABELS, GHOSTS = 1, 2**31 - 1, 2**31 - 2, 2**31 - 3
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,18 @@ class Recipe:
         optimizer: the Optax update. Equal recipes need the same object: see `make_optimizer`. It
             may ask for `grad_fn`, the gradient of the same batch at other parameters, and `key`.
         clip: the gradient is scaled down to this norm where it is longer.
-        gradient_penalty: c of L + c/2 ‖∇L‖², which is what the gradient is of.
+        gradient_penalty: c of L + c/2 ‖∇L‖², which is what the gradient is of; L is the loss that
+            is trained on, the adversarial one included.
         chunk: examples a pass; a batch's gradient is then accumulated, batch norm sees each
-            chunk's own statistics, and its averages are the mean of what the chunks make of them.
+            chunk's own statistics, and its averages are the mean of what the chunks make of them;
+            what else a network keeps (random keys, counters) is what the last one leaves.
         ghost: examples that batch norm normalises together, all in one pass; averages likewise.
         augmentation: of the batch's pictures, drawn for each update.
-        relabel: (classes, fraction) of labels that are replaced by another class at each update.
+        relabel: (classes, fraction) of labels that are replaced by another class at each update, or
+            (classes, fraction, draw), where each draw's replacements are others.
         adversarial: beside the loss of the inputs, that of inputs which were moved to raise it.
-        matmul_precision: of products, as `jax.default_matmul_precision` has it.
+        matmul_precision: of products, as `jax.default_matmul_precision` has it; None for what is
+            set there.
         compute_dtype: of the forward and the backward pass; parameters, averages and the loss
             itself keep their own.
         mesh: the devices that share the examples of a pass; one device without.
@@ -56,7 +61,7 @@ class Recipe:
     chunk: int | None = None
     ghost: int | None = None
     augmentation: Augmentation | None = None
-    relabel: tuple[int, float] | None = None
+    relabel: tuple[int, float] | tuple[int, float, int] | None = None
     adversarial: Adversarial | None = None
     matmul_precision: str | None = None
     compute_dtype: str | None = None
@@ -103,7 +108,11 @@ def _drawn(recipe: Recipe, batch: Batch, key: jax.Array) -> Batch:
     if recipe.augmentation is not None:
         inputs = augmented(recipe.augmentation, inputs, jax.random.fold_in(key, AUGMENTATION))
     if recipe.relabel is not None:
-        labels = resampled(labels, *recipe.relabel, jax.random.fold_in(key, LABELS))
+        classes, fraction, *draw = recipe.relabel
+        of_labels = jax.random.fold_in(key, LABELS)
+        if any(draw):  # draw 0 is as runs were before there were others
+            of_labels = jax.random.fold_in(of_labels, *draw)
+        labels = resampled(labels, classes, fraction, of_labels)
     return Batch(inputs, labels)
 
 
@@ -114,7 +123,8 @@ def _gradient(
         return _of_chunk(recipe, params, model_state, chunk, key)
 
     whole = recipe.chunk is None or batch.size <= recipe.chunk
-    with jax.default_matmul_precision(recipe.matmul_precision):
+    precision = recipe.matmul_precision
+    with jax.default_matmul_precision(precision) if precision else contextlib.nullcontext():
         found = part(batch, key) if whole else _accumulated(part, batch, recipe.chunk or 1, key)
     seen, grads = found
     if recipe.clip is not None:
@@ -132,7 +142,7 @@ def _accumulated(part: Callable[..., Any], batch: Batch, chunk: int, key: jax.Ar
     def add(total: Any, given: Any) -> tuple[Any, None]:
         number, data = given
         found = part(data, jax.random.fold_in(key, 2 + number))
-        return jax.tree.map(lambda t, f: t + chunk / batch.size * f, total, found), None
+        return _floats(lambda t, f: t + chunk / batch.size * f, total, found), None
 
     shapes = jax.eval_shape(part, jax.tree.map(lambda leaf: leaf[0], chunks), key)
     zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
@@ -140,7 +150,7 @@ def _accumulated(part: Callable[..., Any], batch: Batch, chunk: int, key: jax.Ar
     if rest:
         last = jax.tree.map(lambda leaf: leaf[count * chunk :], batch)
         found = part(last, jax.random.fold_in(key, 2 + count))
-        total = jax.tree.map(lambda t, f: t + rest / batch.size * f, total, found)
+        total = _floats(lambda t, f: t + rest / batch.size * f, total, found)
     return total
 
 
@@ -163,14 +173,11 @@ def _of_chunk(
         outputs, _ = _outputs(recipe, params, model_state, inputs, key)
         return jnp.mean(recipe.loss(outputs, batch.labels))
 
-    plain, penalty = jax.grad(mean_loss, has_aux=True), recipe.gradient_penalty
-    if penalty is None:
-        grads, seen = plain(params)
-        return seen, grads
-
     def penalised(params: Any) -> tuple[jax.Array, Seen]:
-        grads, seen = plain(params)
-        return seen.loss + penalty / 2 * optax.tree.vdot(grads, grads), seen
+        if recipe.gradient_penalty is None:
+            return mean_loss(params)
+        (loss, seen), grads = jax.value_and_grad(mean_loss, has_aux=True)(params)
+        return loss + recipe.gradient_penalty / 2 * optax.tree.vdot(grads, grads), seen
 
     grads, seen = jax.grad(penalised, has_aux=True)(params)
     return seen, grads
@@ -189,18 +196,31 @@ def _outputs(
             given, model_state, seen, batch_statistics=True, dropout=True, key=key
         )
         if recipe.compute_dtype is not None:
-            outputs, state = trees.cast((outputs, state), "float32")
+            outputs = trees.cast(outputs, "float32")
+            state = _floats(lambda old, new: new.astype(old.dtype), model_state, state)
         return outputs, state
 
     if recipe.ghost is None or len(inputs) <= recipe.ghost:
         return apply(inputs, key)
     count, rest = divmod(len(inputs), recipe.ghost)
     whole = inputs[: count * recipe.ghost].reshape(count, recipe.ghost, *inputs.shape[1:])
+    key = jax.random.fold_in(key, GHOSTS)
     outputs, states = jax.vmap(apply)(whole, jax.random.split(key, count))
     outputs = outputs.reshape(-1, *outputs.shape[2:])
-    state = jax.tree.map(lambda leaf: jnp.mean(leaf, axis=0), states)
+    final = jax.tree.map(lambda leaf: leaf[-1], states)
+    state = _floats(lambda leaf, _: jnp.mean(leaf, axis=0), states, final)
     if rest:
         last, after = apply(inputs[count * recipe.ghost :], jax.random.fold_in(key, count))
         outputs, share = jnp.concatenate([outputs, last]), rest / len(inputs)
-        state = jax.tree.map(lambda s, t: (1 - share) * s + share * t, state, after)
+        state = _floats(lambda s, t: (1 - share) * s + share * t, state, after)
     return outputs, state
+
+
+def _floats(function: Callable[..., jax.Array], *of: Any) -> Any:
+    """`function` of floating-point leaves; others (random keys, counters) are the last tree's."""
+
+    def one(*leaves: jax.Array) -> jax.Array:
+        floating = jnp.issubdtype(leaves[-1].dtype, jnp.floating)
+        return function(*leaves) if floating else leaves[-1]
+
+    return jax.tree.map(one, *of)

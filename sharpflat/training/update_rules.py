@@ -5,10 +5,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 import optax
 import optax.contrib
 
-from sharpflat.registry import Fraction, NonNegative, Positive, optimizer
+from sharpflat.registry import Decay, NonNegative, Positive, PositiveDecay, optimizer
 
 
 @optimizer
@@ -18,17 +21,18 @@ def gradient_descent(*, learning_rate: Positive = 0.1) -> optax.GradientTransfor
 
 
 @optimizer
-def momentum(
-    *, learning_rate: Positive = 0.1, decay: Fraction = 0.9
-) -> optax.GradientTransformation:
-    """Heavy-ball momentum: m_t = λ m_{t−1} − η g_{t−1}, θ_t = θ_{t−1} + m_t (Polyak, 1964)."""
+def momentum(*, learning_rate: Positive = 0.1, decay: Decay = 0.9) -> optax.GradientTransformation:
+    """Heavy-ball momentum: m_t = λ m_{t−1} − η g_{t−1}, θ_t = θ_{t−1} + m_t (Polyak, 1964).
+
+    m_t = −η Σ_k λ^k g_{t−1−k}. Under a schedule too η, that of update t, multiplies the whole sum,
+    as Optax has it: m_t = (η_t/η_{t−1}) λ m_{t−1} − η_t g_{t−1}. So it does in `nesterov`, `sam`
+    and `asam`.
+    """
     return optax.sgd(learning_rate, momentum=decay)
 
 
 @optimizer
-def nesterov(
-    *, learning_rate: Positive = 0.1, decay: Fraction = 0.9
-) -> optax.GradientTransformation:
+def nesterov(*, learning_rate: Positive = 0.1, decay: Decay = 0.9) -> optax.GradientTransformation:
     """Nesterov's momentum in the form of Sutskever et al. (2013), as Optax has it."""
     return optax.sgd(learning_rate, momentum=decay, nesterov=True)
 
@@ -37,8 +41,8 @@ def nesterov(
 def adam(
     *,
     learning_rate: Positive = 1e-3,
-    b1: Fraction = 0.9,
-    b2: Fraction = 0.999,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
     epsilon: Positive = 1e-8,
 ) -> optax.GradientTransformation:
     """ADAM (Kingma and Ba, 2015), with the paper's default settings."""
@@ -49,8 +53,8 @@ def adam(
 def adamw(
     *,
     learning_rate: Positive = 1e-3,
-    b1: Fraction = 0.9,
-    b2: Fraction = 0.999,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
     epsilon: Positive = 1e-8,
     weight_decay: NonNegative = 1e-4,
 ) -> optax.GradientTransformation:
@@ -65,16 +69,14 @@ def adagrad(*, learning_rate: Positive = 1e-2) -> optax.GradientTransformation:
 
 
 @optimizer
-def rmsprop(
-    *, learning_rate: Positive = 1e-3, decay: Fraction = 0.9
-) -> optax.GradientTransformation:
+def rmsprop(*, learning_rate: Positive = 1e-3, decay: Decay = 0.9) -> optax.GradientTransformation:
     """RMSProp (Tieleman and Hinton, 2012)."""
     return optax.rmsprop(learning_rate, decay=decay)
 
 
 @optimizer
 def schedule_free(
-    *, learning_rate: Positive = 1.0, b1: Fraction = 0.9
+    *, learning_rate: Positive = 1.0, b1: PositiveDecay = 0.9
 ) -> optax.GradientTransformationExtraArgs:
     """Schedule-free gradient descent (Defazio et al., 2024); what is evaluated is its average x."""
     base = optax.sgd(learning_rate)
@@ -85,24 +87,46 @@ def schedule_free(
 def lars(
     *,
     learning_rate: Positive = 1.0,
-    decay: Fraction = 0.9,
+    decay: Decay = 0.9,
     weight_decay: NonNegative = 0.0,
     trust: Positive = 1e-3,
 ) -> optax.GradientTransformation:
-    """LARS: each layer's step in proportion to its own norm (You et al., 2017)."""
+    """LARS: the step of each array of weights in proportion to its own norm (You et al., 2017).
+
+    m_t = λ m_{t−1} − η_t r (g + β w), θ_t = θ_{t−1} + m_t, where r = `trust` ‖w‖/‖g + β w‖ and β is
+    the weight decay; under a schedule each gradient keeps the η of its own update. Biases and
+    batch-norm parameters (arrays of one axis) have r = 1 and no decay, as in the usual
+    implementations: plain momentum at η itself.
+    """
     return optax.lars(
-        learning_rate, weight_decay=weight_decay, trust_coefficient=trust, momentum=decay
-    )
+        learning_rate, weight_decay, _weights, trust_coefficient=trust,
+        trust_ratio_mask=_weights, momentum=decay,
+    )  # fmt: skip
 
 
 @optimizer
 def lamb(
     *,
     learning_rate: Positive = 1e-3,
-    b1: Fraction = 0.9,
-    b2: Fraction = 0.999,
+    b1: Decay = 0.9,
+    b2: Decay = 0.999,
     epsilon: Positive = 1e-6,
     weight_decay: NonNegative = 0.0,
 ) -> optax.GradientTransformation:
-    """LAMB: ADAM's step, in proportion to each layer's norm (You et al., 2020)."""
-    return optax.lamb(learning_rate, b1=b1, b2=b2, eps=epsilon, weight_decay=weight_decay)
+    """LAMB: ADAM's step, of each array of weights in proportion to its norm (You et al., 2020).
+
+    θ_t = θ_{t−1} − η (‖w‖/‖u + β w‖) (u + β w), u ADAM's step and β the weight decay. Biases and
+    batch-norm parameters (arrays of one axis) make ADAM's own step, without decay, as in the usual
+    implementations.
+    """
+    return optax.chain(
+        optax.scale_by_adam(b1=b1, b2=b2, eps=epsilon),
+        optax.add_decayed_weights(weight_decay, _weights),
+        optax.masked(optax.scale_by_trust_ratio(), _weights),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def _weights(params: Any) -> Any:
+    """Whether each array is of weights: biases and batch-norm parameters have one axis."""
+    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)

@@ -23,7 +23,7 @@ OF_RECIPE = {
         {"flip": True, "rotate": 10.0, "shift": 0.2},
         {"augmentation": Augmentation(flip=True, rotate=10.0, shift=0.2)},
     ),
-    "label_noise": ({"fraction": 0.5, "draw": 1, "resample": True}, {"relabel": (3, 0.5)}),
+    "label_noise": ({"fraction": 0.5, "draw": 1, "resample": True}, {"relabel": (3, 0.5, 1)}),
     "adversarial": (
         {"epsilon": 0.3, "share": 0.25, "norm": "l2", "steps": 2},
         {"adversarial": Adversarial(0.3, 0.25, "l2", 2)},

@@ -132,14 +132,14 @@ def test_three_updates_follow_the_formula(name):
     assert given.keys() == defaults.keys()
     assert all(given[key] != defaults[key] for key in given), "a dropped argument would not show"
     layers = (POINT, np.array([-20.0, 30.0]))
-    found = steps(make_optimizer(name, given), 3, layers)
+    found = steps(make_optimizer(name, given), 3, [w[:, None] for w in layers])[..., 0]
     expected = list(itertools.islice(formula(np.stack(layers), **given), 3))
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["sam", "asam", "lars", "lamb", "entropy_sgd"])
 def test_a_stationary_point_is_finite(name):
-    points = steps(make_optimizer(name, {}), 3, point=np.zeros(2))
+    points = steps(make_optimizer(name, {}), 3, point=np.zeros((2, 1)))
     assert np.isfinite(points).all()
     np.testing.assert_allclose(points, 0, atol=1e-3)  # the noise of Entropy-SGD is 1e-4
 
@@ -166,8 +166,9 @@ def test_entropy_sgd_moves_its_centre_to_the_mean_of_the_inner_iterates():
 def test_steps_in_proportion_to_a_layers_norm(name):
     """Parameters times c, gradients over c: the step is times c too."""
     rule = make_optimizer(name, {})
-    one = steps(rule, 1)[0] - POINT
-    other = steps(rule, 1, point=8 * POINT, grad=lambda w: gradient(w / 8) / 8)[0] - 8 * POINT
+    layer = POINT[:, None]
+    one = steps(rule, 1, layer)[0] - layer
+    other = steps(rule, 1, 8 * layer, lambda w: gradient(w / 8) / 8)[0] - 8 * layer
     np.testing.assert_allclose(other, 8 * one, rtol=1e-3)
 
 

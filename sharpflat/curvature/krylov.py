@@ -102,12 +102,16 @@ class Krylov:
 
     def tridiagonal(self, m: int) -> np.ndarray:
         """QᵀHQ of the first m basis vectors, `[m, m]`."""
-        off = np.array(self._coupling[: max(m - 1, 0)])
+        off = self.couplings(max(m - 1, 0))
         return np.diag(self._diagonal[:m]) + np.diag(off, 1) + np.diag(off, -1)
 
     def coupling(self, m: int) -> float:
         """‖HQ − QT‖ of the first m: what they leak into the next vector."""
         return self._coupling[m - 1] if m else 0.0
+
+    def couplings(self, m: int) -> np.ndarray:
+        """That of the first 1, 2, ... m, `[m]`."""
+        return np.array(self._coupling[:m])
 
     def basis(self, m: int) -> jax.Array:
         """The first m basis vectors and, up to a multiple of 8, zeros below them: `[rows, p]`."""

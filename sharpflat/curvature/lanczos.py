@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +12,9 @@ from jax.flatten_util import ravel_pytree
 
 from sharpflat.curvature.krylov import Krylov
 
+RISK = 0.01
+"""A certificate allows that much for `missed`: 99 % confidence."""
+
 
 class Eigenvalue(NamedTuple):
     """One eigenvalue.
@@ -18,11 +22,14 @@ class Eigenvalue(NamedTuple):
     Attributes:
         value: λ.
         residual: ‖Hv − λv‖ / |λ|.
+        missed: over random starts at most the probability that an eigenvalue lies further out than
+            λ by more than the tolerance; it says nothing of a start that is not all random.
         products: operator products used, those of a shared space included.
     """
 
     value: float
     residual: float
+    missed: float
     products: int
 
 
@@ -33,37 +40,80 @@ class Eigenpairs(NamedTuple):
         values: `[k]`.
         vectors: `[k, p]`, orthonormal, the parameters flattened by `ravel_pytree`.
         residuals: ‖Hv − λv‖, `[k]`.
+        missed: over the last round's start at most the probability that one more eigenvalue lies
+            further out than the k-th by more than the tolerance.
         products: operator products used, those of a shared space included.
-        complete: whether a round of its own showed that no other one is further out.
     """
 
     values: np.ndarray
     vectors: jax.Array
     residuals: np.ndarray
+    missed: float
     products: int
-    complete: bool = False
 
 
 def outermost_eigenvalue(
-    space: Krylov, *, tolerance: float, max_steps: int, sign: float = 1.0
+    space: Krylov, *, tolerance: float, max_steps: int, sign: float = 1.0, risk: float = 1.0
 ) -> Eigenvalue:
-    """The largest eigenvalue (with `sign` −1 the smallest), to a residual of `tolerance`.
+    """The largest eigenvalue (with `sign` −1 the smallest), to a relative `tolerance`.
 
     The space grows until r = ‖Hv − λv‖ = β |s_m| is at most `tolerance` |λ|. Some eigenvalue lies
     within r of λ, and within r² / δ where no other one is nearer than δ. That second bound is no
     criterion: of two eigenvalues that the space has not yet told apart it would certify a number
-    between them.
+    between them. Nor does the residual say that λ is the outermost eigenvalue: the space grows
+    until the probability that one beyond λ + `tolerance` |λ| was missed is at most `risk`, too.
 
     Args:
         space: a Krylov space of the operator, used as far as it has grown.
-        tolerance: of the relative residual.
+        tolerance: of the relative residual, and of what lies further out.
         max_steps: Lanczos steps at most.
         sign: +1 for the largest, −1 for the smallest.
+        risk: `RISK` for a random start; 1, the residual alone, for one that is not.
 
-    Source: Parlett (1998), theorems 4.5.1 and 11.7.1.
+    Source: Parlett (1998), theorems 4.5.1 and 11.7.1; for `risk` see `missed`.
     """
-    m = space.grow(max_steps, lambda m: _outermost(space, m, sign).residual <= tolerance)
-    return _outermost(space, m, sign)
+
+    def enough(m: int) -> bool:
+        found = _outermost(space, m, tolerance, sign)
+        return found.residual <= tolerance and found.missed <= risk
+
+    return _outermost(space, space.grow(max_steps, enough), tolerance, sign)
+
+
+def missed(space: Krylov, ritz: np.ndarray, beyond: float) -> float:
+    """At most the probability that a random start hid an eigenvalue ≥ `beyond` from the space.
+
+    q_{m+1} = p_m(H) q_1 is a unit vector, so every eigenpair (λ, v) has |p_m(λ)| |⟨v, q_1⟩| ≤ 1.
+    Beyond all Ritz values |p_m| rises: an eigenvalue there needs a start with |⟨v, q_1⟩| at most
+    t = 1 / |p_m(beyond)|, and of a random direction in p dimensions the probability of that is at
+    most √(2p/π) t. Where a Ritz value lies beyond, this shows nothing: 1.
+
+    Args:
+        space: of a start that is random in all of its `size` dimensions, p.
+        ritz: the Ritz values of its first m steps, ascending; negated with `beyond` for −H.
+        beyond: from where on.
+
+    Source: van Dorsselaer, Hochstenbach and van der Vorst (2000).
+    """
+    m = len(ritz)
+    if beyond < ritz[-1]:
+        return 1.0
+    if m == space.size or space.coupling(m) == 0:
+        return 0.0
+    risen = log_polynomial(beyond, ritz, space.couplings(m))
+    return float(np.exp(min(0.5 * np.log(2 * space.size / np.pi) - risen, 0.0)))
+
+
+def log_polynomial(x: float, ritz: np.ndarray, couplings: np.ndarray) -> float:
+    """log |p_m(x)| of the Lanczos polynomial p_m(x) = Π (x − θ_i) / Π β_i.
+
+    Args:
+        x: where.
+        ritz: θ, the Ritz values of the first m steps, `[m]`.
+        couplings: β, from each of them to the next, `[m]`.
+    """
+    with np.errstate(divide="ignore"):
+        return float(np.log(np.abs(x - ritz)).sum() - np.log(couplings).sum())
 
 
 def leading(space: Krylov, m: int, k: int = 3) -> jax.Array:
@@ -79,12 +129,13 @@ def leading(space: Krylov, m: int, k: int = 3) -> jax.Array:
     return jnp.asarray(weights, basis.dtype) @ basis
 
 
-def _outermost(space: Krylov, m: int, sign: float) -> Eigenvalue:
-    values, rotation = np.linalg.eigh(sign * space.tridiagonal(m))
-    rounding = space.epsilon * np.abs(values).max()
+def _outermost(space: Krylov, m: int, tolerance: float, sign: float) -> Eigenvalue:
+    ritz, rotation = np.linalg.eigh(sign * space.tridiagonal(m))
+    rounding = space.epsilon * np.abs(ritz).max()
     residual = space.coupling(m) * abs(rotation[-1, -1]) + rounding
-    size = abs(values[-1]) if values[-1] else 1.0
-    return Eigenvalue(sign * values[-1], residual / size, m)
+    top, size = ritz[-1], abs(ritz[-1])
+    escaped = missed(space, ritz, top + tolerance * size)
+    return Eigenvalue(float(sign * top), float(residual / (size or 1.0)), escaped, m)
 
 
 def eigenpairs(
@@ -100,73 +151,93 @@ def eigenpairs(
 
     The space grows until its outermost k Ritz pairs have a residual of at most `tolerance`, which
     is then computed anew from products of their own. Those are locked, and the next round looks in
-    their complement from a new start, so that eigenvalues of any multiplicity are found, until a
-    round shows nothing further out; a round that certifies nothing ends it all.
+    their complement from a new start, so that eigenvalues of any multiplicity are found. Where k
+    are locked a round ends with one that is further out, to be locked too, or as soon as the
+    probability that it missed one is at most `RISK`; a round that comes to neither ends it all.
 
     Args:
         space: a Krylov space of the operator, used as far as it has grown.
         key: PRNG key of the later rounds' starts.
         k: at most the number of parameters.
-        tolerance: of the relative residual.
+        tolerance: of the relative residual, and of what lies further out than the k-th.
         max_steps: Lanczos steps of a round, at most.
         sign: +1 for the largest, −1 for the smallest.
     """
-    locked, products, complete = _empty(space), 0, False
-    while not complete:
-        enough = len(locked.values) >= k
-        kth = np.sort(sign * locked.values)[-k] if enough else 0.0
-        found = _round(space, 1 if enough else k, tolerance, max_steps, sign, abs(kth))
+    locked, products, escaped = _empty(space), 0, 1.0
+    while len(locked.values) < locked.vectors.shape[1]:
+        size, beyond = _bar(sign * locked.values, k, tolerance)
+        wanted = 1 if len(locked.values) >= k else k
+        m = space.grow(max_steps, _settled(space, wanted, tolerance, sign, size, beyond))
+        products += m
+        escaped = missed(space, np.linalg.eigvalsh(sign * space.tridiagonal(m)), beyond)
+        if escaped <= RISK:
+            break
+        found = _ritz_pairs(space, m, wanted, sign)
         products += found.products
-        certified = found.residuals <= tolerance * np.maximum(np.abs(found.values), abs(kth))
-        if enough and certified[0] and sign * found.values[0] <= kth + tolerance * abs(kth):
-            complete = True
-        else:
-            locked = _joined(locked, found, certified if certified.any() else ~certified)
-            complete = len(locked.values) == locked.vectors.shape[1]
+        further = sign * found.values > beyond
+        allowed = tolerance * np.maximum(np.abs(found.values), size)
+        certified = further & (found.residuals <= allowed)
+        locked = _joined(locked, found, certified if certified.any() else further)
         if not certified.any():
             break
         key, start = jax.random.split(key)
         space = Krylov(space.operator, space.objective, start, locked.vectors)
+    else:
+        escaped = 0.0
     order = np.argsort(-sign * locked.values)[:k]
     best = (locked.values[order], locked.vectors[order], locked.residuals[order])
-    return Eigenpairs(*best, products, complete)
+    return Eigenpairs(*best, escaped, products)
 
 
 def _empty(space: Krylov) -> Eigenpairs:
-    return Eigenpairs(np.zeros(0), jnp.zeros_like(space.locked[:0]), np.zeros(0), 0)
+    return Eigenpairs(np.zeros(0), jnp.zeros_like(space.locked[:0]), np.zeros(0), 1.0, 0)
 
 
 def _joined(locked: Eigenpairs, found: Eigenpairs, chosen: np.ndarray) -> Eigenpairs:
     good = np.flatnonzero(chosen)
-    return Eigenpairs(
-        np.concatenate([locked.values, found.values[good]]),
-        jnp.concatenate([locked.vectors, found.vectors[good]]),
-        np.concatenate([locked.residuals, found.residuals[good]]),
-        0,
+    return locked._replace(
+        values=np.concatenate([locked.values, found.values[good]]),
+        vectors=jnp.concatenate([locked.vectors, found.vectors[good]]),
+        residuals=np.concatenate([locked.residuals, found.residuals[good]]),
     )
 
 
-def _round(
-    space: Krylov, k: int, tolerance: float, max_steps: int, sign: float, size: float
-) -> Eigenpairs:
-    """The outermost pairs of one space, best first; of those below `size` it is the measure."""
+def _bar(values: np.ndarray, k: int, tolerance: float) -> tuple[float, float]:
+    """|λ_k| of the k uppermost, and what one further out must exceed; 0 and −∞ for fewer than k."""
+    if len(values) < k:
+        return 0.0, -np.inf
+    kth = float(np.sort(values)[-k])
+    return abs(kth), kth + tolerance * abs(kth)
+
+
+def _settled(
+    space: Krylov, k: int, tolerance: float, sign: float, size: float, beyond: float
+) -> Callable[[int], bool]:
+    """Whether nothing was missed from `beyond` on, or k pairs of which the first lies there hold.
+
+    Of values below `size` that is the measure.
+    """
 
     def settled(m: int) -> bool:
-        values, rotation = np.linalg.eigh(sign * space.tridiagonal(m))
+        ritz, rotation = np.linalg.eigh(sign * space.tridiagonal(m))
         residuals = space.coupling(m) * np.abs(rotation[-1, -k:])
-        allowed = tolerance * np.maximum(np.abs(values[-k:]), size)
-        return m >= k and bool((residuals <= allowed).all())
+        allowed = tolerance * np.maximum(np.abs(ritz[-k:]), size)
+        held = m >= k and bool((residuals <= allowed).all())
+        return (held and ritz[-1] > beyond) or missed(space, ritz, beyond) <= RISK
 
-    m = space.grow(max_steps, settled)
+    return settled
+
+
+def _ritz_pairs(space: Krylov, m: int, k: int, sign: float) -> Eigenpairs:
+    """The outermost k of the first m steps, best first, at the cost of a product each."""
     _, rotation = np.linalg.eigh(sign * space.tridiagonal(m))
     basis = space.basis(m)
     padded = np.zeros((min(k, m), len(basis)))
     padded[:, :m] = rotation[:, ::-1][:, :k].T
     product = space.operator(space.objective)
     vectors, values, residuals = _refined(product, space.objective.params, basis, padded)
-    return Eigenpairs(
-        np.asarray(values, dtype=np.float64), vectors, np.asarray(residuals), m + len(padded)
-    )
+    values, residuals = np.asarray(values, np.float64), np.asarray(residuals)
+    return Eigenpairs(values, vectors, residuals, 1.0, len(padded))
 
 
 @jax.jit

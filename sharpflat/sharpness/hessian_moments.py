@@ -113,7 +113,8 @@ def hessian_frobenius_norm(
     """The Frobenius norm of H = ∇²L: the root of the sum of its squared eigenvalues.
 
     ‖H‖_F² = ‖T‖_F² + 2β² + E‖PHPv‖², with Q, T = QᵀHQ, P and v as in `hessian_trace`, whose
-    products it shares, and β what Q leaks into the next Lanczos vector.
+    products it shares, and β what Q leaks into the next Lanczos vector. Units: loss per squared
+    parameter.
 
     Args:
         objective: where to measure.

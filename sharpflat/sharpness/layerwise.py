@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from sharpflat.curvature.krylov import Krylov, hessian
-from sharpflat.curvature.lanczos import outermost_eigenvalue
+from sharpflat.curvature.lanczos import RISK, Eigenvalue, outermost_eigenvalue
 from sharpflat.objective import Objective
 from sharpflat.registry import Count, NaturalNumber, Positive, metric
 from sharpflat.sharpness.base import Estimate, selects_parameters
@@ -44,15 +44,15 @@ def layerwise_hessian(
         key: PRNG key.
         probes: v's of the traces.
         steps: dimension of Q for the traces.
-        tolerance: of the relative residual of each block's top eigenvalue.
+        tolerance: of each block's top eigenvalue, relative.
         max_steps: Lanczos steps a block at most.
         parameters: pattern of the parameters' names: only their layers.
 
     Returns:
-        The value is the largest of the layers' top eigenvalues, `converged` if every layer's
-        residual is within `tolerance`, `standard_error` 0 then and else None, as of
-        `hessian_top_eigenvalues`. Details, a row a layer: `layers` (names), `sizes`,
-        `top_eigenvalues`, `residuals` (relative), `traces`, `trace_standard_errors`.
+        The value is the largest of the layers' top eigenvalues, `converged` if the certificate of
+        `hessian_top_eigenvalues` holds for every layer, `standard_error` 0 then and else None.
+        Details, a row a layer: `layers` (names), `sizes`, `top_eigenvalues`, `residuals`, `missed`,
+        `traces`, `trace_standard_errors` (over probes).
 
     Raises:
         InputError: a pattern that fits no parameter.
@@ -78,13 +78,14 @@ def layerwise_hessian(
     sizes = np.array([np.size(leaf) for leaf in jax.tree.leaves(part.params)]) @ belongs
     blocks = [[name for name in names if _layer(name) == layer] for layer in layers]
     rows = [_top(part.restrict(block), key, tolerance, max_steps) for block in blocks]
-    values, residuals = np.array(rows).T
-    converged = bool((residuals <= tolerance).all())
+    values, residuals, missed, _ = np.array(rows).T
+    converged = bool((residuals <= tolerance).all() and (missed <= RISK).all())
     details = {
         "layers": np.array(layers),
         "sizes": sizes.astype(int),
         "top_eigenvalues": values,
         "residuals": residuals,
+        "missed": missed,
         "traces": traces.mean(axis=0),
         "trace_standard_errors": spread / np.sqrt(len(traces)),
     }
@@ -96,8 +97,7 @@ def _layer(name: str) -> str:
     return name.rpartition("/")[0] or name
 
 
-def _top(block: Objective, key: jax.Array, tolerance: float, steps: int) -> tuple[float, float]:
-    """A block's top eigenvalue and its relative residual."""
+def _top(block: Objective, key: jax.Array, tolerance: float, steps: int) -> Eigenvalue:
+    """A block's top eigenvalue with its certificate."""
     space = Krylov(hessian, block, key)
-    found = outermost_eigenvalue(space, tolerance=tolerance, max_steps=steps)
-    return found.value, found.residual
+    return outermost_eigenvalue(space, tolerance=tolerance, max_steps=steps, risk=RISK)

@@ -9,7 +9,7 @@ from helpers import quadratic, rotated
 
 import sharpflat as sf
 from sharpflat.curvature.krylov import Krylov, hessian
-from sharpflat.curvature.lanczos import eigenpairs, outermost_eigenvalue
+from sharpflat.curvature.lanczos import RISK, eigenpairs, outermost_eigenvalue
 
 SPECTRUM = [50.0, 20.0, *np.linspace(0, 1, 48)]
 
@@ -102,7 +102,7 @@ def test_a_round_without_certificate_does_not_prove_that_no_copy_is_missing(x64)
         start = jnp.zeros(203).at[jnp.array([0, 2])].set(0.5**0.5)
         krylov._basis, krylov._last = krylov._basis.at[0].set(start), start
         found = eigenpairs(krylov, jax.random.key(1), 2, tolerance=1e-4, max_steps=steps)
-        assert found.complete == complete
+        assert (found.missed <= RISK) == complete
     np.testing.assert_allclose(found.values, [2.0, 2.0], rtol=1e-4)
 
 

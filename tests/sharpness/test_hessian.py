@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import quadratic, rotated
+from helpers import ONE, quadratic, rotated
 from jax.flatten_util import ravel_pytree
 
 import sharpflat as sf
@@ -84,6 +84,45 @@ def test_true_error_where_the_gap_is_small(seed, x64):
     estimate = sf.measure(quadratic(rotated(spectrum)), "hessian_top_eigenvalues", seed=seed)
     assert (estimate.converged, estimate.standard_error) == (True, 0.0)
     assert abs(estimate.value - 1) <= estimate.details["residuals"][0] <= 1e-3
+
+
+def diagonal(spectrum):
+    spectrum = jnp.asarray(spectrum, jnp.result_type(float))
+    zero = jnp.zeros_like(spectrum)
+    return sf.Objective.from_function(lambda w, _: 0.5 * jnp.sum(spectrum * w**2), zero, ONE)
+
+
+TOP, BOTTOM = "hessian_top_eigenvalues", "hessian_bottom_eigenvalue"
+
+
+@pytest.mark.parametrize(("metric", "outlier"), [(TOP, 2.0), (TOP, 1.02), (BOTTOM, -0.5)])
+def test_an_outlier_of_a_bulk_at_one_place(metric, outlier):
+    """The start is an eigenvector of the bulk but for a part of p^(−1/2): its residual is small."""
+    bowl = diagonal([1.0] * 99_999 + [outlier])
+    for seed in range(20):
+        estimate = sf.measure(bowl, metric, seed=seed)
+        assert estimate.converged
+        assert estimate.value == pytest.approx(outlier, rel=1e-3)
+
+
+@pytest.mark.parametrize(("metric", "tolerance"), [(TOP, 1e-3), (BOTTOM, 1e-2)])
+def test_of_a_close_pair_the_lower_one_is_not_certified(metric, tolerance):
+    """The confidence of 99 %: of 250 starts 2.5 may be off by more than the tolerance."""
+    sign = 1 if metric == TOP else -1
+    bowl = diagonal([sign, 0.97 * sign, *np.linspace(-0.1, 0.1, 998)])
+    found = [sf.measure(bowl, metric, seed=seed) for seed in range(250)]
+    assert all(estimate.converged for estimate in found)
+    errors = np.abs([estimate.value - sign for estimate in found])
+    assert np.sum(errors > tolerance) <= 2
+    assert np.sum(errors > 10 * tolerance) == 0
+
+
+def test_a_small_residual_is_not_enough():
+    """One step of a start in the bulk: near an eigenvalue, and not near the smallest."""
+    bowl = diagonal([1.0] * 99_999 + [-0.5])
+    estimate = sf.measure(bowl, BOTTOM, max_steps=1)
+    assert estimate.details["residuals"][0] <= 1e-2 < estimate.details["missed"]
+    assert (estimate.converged, estimate.standard_error) == (False, None)
 
 
 def test_too_few_steps_are_not_called_converged():

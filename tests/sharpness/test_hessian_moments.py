@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import quadratic, rotated
+from helpers import ONE, quadratic, rotated
 from jax.flatten_util import ravel_pytree
 
 import sharpflat as sf
@@ -53,6 +53,29 @@ def test_prescribed_spectrum(precision, tolerance):
     nodes = density.details["nodes"][density.details["weights"] > 1e-4]
     apart = np.abs(nodes[:, None] - np.array(SPECTRUM)).min(axis=1)
     assert apart.max() < max(SPECTRUM) * tolerance
+
+
+def test_gauss_newton_and_layers_in_single_precision():
+    """½ E (x · w)² per layer's inputs: both matrices are E x xᵀ, block by block."""
+    inputs = np.random.default_rng(2).normal(size=(50, 12)) * np.linspace(0.3, 2, 12)
+    model = sf.Model.from_functions(
+        lambda key, x: None,
+        lambda w, x: (x[:, :5] @ w["first"]["kernel"] + x[:, 5:] @ w["second"]["kernel"])[:, None],
+    )
+    params = {"first": {"kernel": jnp.zeros(5)}, "second": {"kernel": jnp.zeros(7)}}
+    data = jnp.asarray(inputs, jnp.float32), jnp.zeros((50, 1))
+    fit = sf.Objective.from_model(model, params, {}, data, loss="squared_error")
+    dense = inputs.T @ inputs / 50
+    blocks = [dense[:5, :5], dense[5:, 5:]]
+    top, trace, layers = sf.measure(
+        fit, ["ggn_top_eigenvalues", {"ggn_trace": EXACT}, {"layerwise_hessian": EXACT}]
+    )
+    assert top.value == pytest.approx(np.linalg.eigvalsh(dense)[-1], rel=1e-3)
+    assert trace.value == pytest.approx(np.trace(dense), rel=1e-3)
+    tops = [np.linalg.eigvalsh(block)[-1] for block in blocks]
+    np.testing.assert_allclose(layers.details["top_eigenvalues"], tops, rtol=1e-3)
+    np.testing.assert_allclose(layers.details["traces"], list(map(np.trace, blocks)), rtol=1e-3)
+    assert layers.converged
 
 
 def test_relu_network_against_its_dense_hessian(network):
@@ -152,6 +175,44 @@ def test_layers_against_dense_blocks(network):
     assert estimate.value == max(estimate.details["top_eigenvalues"])
 
 
+def test_intervals_of_the_layers_traces_cover():
+    """Value ± 1.96 standard errors, over 200 seeds."""
+    matrix = rotated([30.0, 12.0, 5.0, *np.linspace(-0.5, 2, 57)])
+    curvature = jnp.asarray(matrix, jnp.float32)
+
+    def loss(params, _):
+        w = jnp.concatenate([params["first"]["w"], params["second"]["w"]])
+        return 0.5 * w @ curvature @ w
+
+    params = {"first": {"w": jnp.zeros(20)}, "second": {"w": jnp.zeros(40)}}
+    bowl = sf.Objective.from_function(loss, params, ONE)
+    spec = {"layerwise_hessian": {"steps": 5}}
+    found = [sf.measure(bowl, spec, seed=seed).details for seed in range(200)]
+    traces = np.array([details["traces"] for details in found])
+    errors = np.array([details["trace_standard_errors"] for details in found])
+    truths = np.array([np.trace(matrix[:20, :20]), np.trace(matrix[20:, 20:])])
+    covered = (np.abs(traces - truths) <= 1.96 * errors).mean(axis=0)
+    assert ((covered >= 0.90) & (covered <= 0.99)).all()
+
+
+def test_layers_are_certified_like_the_whole():
+    """A block whose bulk is at one place, and its outlier out of sight of one step."""
+    spectrum = jnp.ones(50_000).at[0].set(2.0)
+    params = {"first": {"w": jnp.zeros(50_000)}, "second": {"w": jnp.zeros(1)}}
+    bowl = sf.Objective.from_function(
+        lambda p, _: 0.5 * jnp.sum(spectrum * p["first"]["w"] ** 2) + p["second"]["w"][0] ** 2 / 4,
+        params, ONE,
+    )  # fmt: skip
+    spec = {"probes": 2, "steps": 1, "tolerance": 1e-2}
+    estimate = sf.measure(bowl, "layerwise_hessian", **spec)
+    assert estimate.converged
+    np.testing.assert_allclose(estimate.details["top_eigenvalues"], [2.0, 0.5], rtol=1e-2)
+    few = sf.measure(bowl, "layerwise_hessian", **spec, max_steps=1)
+    assert (few.details["residuals"] <= 1e-2).all()
+    assert few.details["missed"][0] > 0.01
+    assert not few.converged
+
+
 OUTLIER = [20.0, *np.linspace(-1, 1, 59)]
 
 
@@ -233,6 +294,31 @@ def test_density_of_too_few_steps_is_not_called_converged():
     spectrum = [-30.0, -10.0, -3.0, 0.0, 5.0, 12.0, 25.0] * 8
     few = sf.measure(quadratic(rotated(spectrum)), "hessian_spectral_density", steps=4)
     assert not few.converged
+
+
+def test_density_of_one_step_is_refused():
+    """The mean alone: it would agree with itself, and leave out forty outliers."""
+    bowl = quadratic(rotated([100.0] * 40 + [0.0] * 60))
+    with pytest.raises(sf.InputError, match="steps: 1 is too few, at least 2"):
+        sf.measure(bowl, "hessian_spectral_density", steps=1)
+
+
+def test_density_of_an_edge_that_is_not_resolved_is_not_called_converged():
+    """The mass of ten outliers among two thousand is nothing to a density."""
+    spectrum = jnp.asarray([*np.linspace(10, 20, 10), *np.linspace(-0.1, 0.1, 1990)], jnp.float32)
+    bowl = sf.Objective.from_function(
+        lambda w, _: 0.5 * jnp.sum(spectrum * w**2), jnp.zeros(2000), ONE
+    )
+    few, more = (sf.measure(bowl, {"hessian_spectral_density": {"steps": m}}) for m in (4, 30))
+    assert few.details["change"] <= 0.05
+    assert few.details["edge_change"] > 0.2
+    assert not few.converged
+    assert more.converged
+    assert more.details["nodes"].max() == pytest.approx(20, rel=1e-3)
+
+
+def test_density_of_one_parameter_is_exact():
+    assert sf.measure(quadratic([[2.0]]), "hessian_spectral_density").converged
 
 
 def test_measured_together_costs_less_than_the_sum(monkeypatch):

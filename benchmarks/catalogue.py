@@ -55,6 +55,7 @@ def loaded(options: argparse.Namespace):
     root, run_id = options.run
     (run,) = [run for run in sf.load_runs(root) if run.id.startswith(run_id)]
     inputs = {"initial_params": run.initial_params, "opt_state": run.opt_state}
+    inputs["hyperparams"] = run.config["train"]["optimizer"]
     inputs["optimizer"] = sf.optimizers[run.config["train"]["optimizer"]["name"]]()
     count = options.examples
     return run.objective("train", "running", chunk=count, examples=count), inputs

@@ -35,8 +35,9 @@ digits for 20 epochs; the loss is that of {examples} training examples. Each cha
 hidden layer: ReLU rescaling (a layer, or the batch norm behind it, times α, the next layer divided
 by α; where layers share a kernel α and 1/α in turn, so that it does not get back what it gave), the
 scale of weights before batch norm, a permutation of the units; and, which does change the function
-but no prediction, logits times α. Where a measure is fooled, it is shown; what holds at one α is no
-proof.
+but no prediction, logits times α. The second moments that `preconditioned_sharpness` takes follow
+each change that keeps the function: they are those of the gradients after it. Where a measure is
+fooled, it is shown; what holds at one α is no proof.
 """
 
 
@@ -50,6 +51,8 @@ def main() -> None:
             table = sf.invariance_table(
                 run.objective("train", "running", examples=EXAMPLES),
                 initial_params=run.initial_params,
+                opt_state=run.opt_state,
+                hyperparams=run.config["train"]["optimizer"],
                 say=lambda line: print(line, file=sys.stderr),
             )
             page += f"\n## {'With' if normalised else 'Without'} batch norm\n\n{table.markdown()}"

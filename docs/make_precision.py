@@ -48,6 +48,7 @@ def main() -> None:
             run.objective("train", "running", examples=EXAMPLES),
             initial_params=run.initial_params,
             opt_state=run.opt_state,
+            hyperparams=run.config["train"]["optimizer"],
             say=lambda line: print(line, file=sys.stderr),
         )
     (HERE / "precision.md").write_text(page + table.markdown(), encoding="utf-8")

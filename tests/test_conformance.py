@@ -3,7 +3,12 @@
 A new entry is held to this by being registered: nothing here names one.
 """
 
+import doctest
+import importlib
 import inspect
+import re
+import warnings
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +50,7 @@ def measured(objective):
         "initial_params": jax.tree.map(jnp.ones_like, objective.params),
         "opt_state": rule.update(gradient, state, objective.params)[1],
         "optimizer": rule,
+        "hyperparams": sf.optimizers["adam"].arguments({}),
     }
 
     def measure(name, seed=0, objective=objective):
@@ -94,12 +100,32 @@ def test_metric_does_not_recompile_on_the_second_call(name, measured):
 
 
 @pytest.mark.parametrize("name", sf.metrics)
-def test_metric_docstring_holds_formula_returns_and_source_of_its_arguments(name):
+def test_metric_docstring_holds_units_returns_example_and_source(name):
     text = sf.metrics[name].description
-    for argument in sf.metrics[name].schema.model_fields:
+    for argument in (*sf.metrics[name].schema.model_fields, *sf.metrics[name].inputs):
         assert f"{argument}:" in text
-    assert "Returns:" in text
-    assert ">>>" in text
+    for part in ("Returns:", "Example:", ">>>"):
+        assert part in text
+    assert re.search(r"\bunits?\b|\bnats\b|dimensionless", text, re.IGNORECASE)
+    assert re.search(r"Source: .*(\d{4}|arXiv)", text, re.DOTALL)
+
+
+EXAMPLES = [
+    path for path in sorted(Path(sf.__file__).parent.rglob("*.py"))
+    if ">>>" in path.read_text(encoding="utf-8")
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_examples_in_docstrings_hold(path):
+    """Each as it stands, in default JAX."""
+    parts = path.relative_to(Path(sf.__file__).parents[1]).with_suffix("").parts
+    module = importlib.import_module(".".join(parts).removesuffix(".__init__"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        outcome = doctest.testmod(module)
+    assert outcome.attempted
+    assert not outcome.failed
 
 
 @pytest.mark.parametrize("name", sf.metrics)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from sharpflat.audit.layers import Pair
+from sharpflat.audit.layers import Edits, Pair
 from sharpflat.objective import Objective
 from sharpflat.objective.layers import by_name, kernels
 from sharpflat.registry import InputError, closest
@@ -28,6 +28,8 @@ class Change:
         objective: the changed one, on the same data.
         deviation: ‖f' − f‖ / ‖f‖, f the outputs on all examples before and f' after.
         preserves: whether the function is meant to stay (all kinds but `logit_rescaling`).
+        edits: of the parameters, one place after another, each of them a permutation within an
+            array, or a scaling of it; none is recorded where the function does not stay.
     """
 
     name: str
@@ -36,13 +38,14 @@ class Change:
     objective: Objective
     deviation: float
     preserves: bool = True
+    edits: tuple[Edits, ...] = ()
 
 
 def wherever_it_keeps(
     name: str,
     objective: Objective,
     places: Sequence[Pair],
-    change: Callable[[Objective, Pair, bool], Objective],
+    change: Callable[[Objective, Pair, bool], tuple[Objective, Edits]],
     layer: str | None,
     tolerance: float = TOLERANCE,
 ) -> Change:
@@ -52,8 +55,9 @@ def wherever_it_keeps(
         name: of the kind of change.
         objective: what is changed.
         places: where it can be made.
-        change: the objective after it, given what the changes before have made, the place, and
-            whether the factor is the inverse of that before, lest a layer get back what it gave.
+        change: the objective after it, and the edits of its parameters, given what the changes
+            before have made, the place, and whether the factor is the inverse of that before, lest
+            a layer get back what it gave.
         layer: the first layer of the one place; None for all.
         tolerance: of the outputs' relative change.
 
@@ -61,22 +65,24 @@ def wherever_it_keeps(
         InputError: no place, or none where the outputs stay.
     """
     before, changed, deviations = outputs_of(objective), objective, []
-    made: list[Pair] = []
+    made, edits = list[Pair](), list[Edits]()
     inverse = False
     for pair in _chosen(name, places, layer):
         gave = bool(made) and made[-1].second == pair.first and pair.norm is None
         inverse = gave and not inverse
-        candidate = change(changed, pair, inverse)
+        candidate, own = change(changed, pair, inverse)
         deviations.append(relative(outputs_of(candidate), before))
         if deviations[-1] <= tolerance:
             changed, deviation = candidate, deviations[-1]
             made.append(pair)
+            edits.append(own)
     if not made:
         raise InputError(
             f"{name}: moves the outputs, by {min(deviations):.2g} of their size where it does least"
         )
     modules = dict.fromkeys(part for pair in made for part in pair[:3] if part)
-    return Change(name, tuple(modules), untouched(objective, changed), changed, deviation)
+    kept = untouched(objective, changed)
+    return Change(name, tuple(modules), kept, changed, deviation, edits=tuple(edits))
 
 
 def _chosen(name: str, places: Sequence[Pair], layer: str | None) -> Sequence[Pair]:

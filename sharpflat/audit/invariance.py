@@ -20,6 +20,7 @@ from sharpflat.audit.measuring import (
     shown,
     with_error,
 )
+from sharpflat.audit.moments import followed
 from sharpflat.audit.reparametrisations import (
     batch_norm_scale,
     check_alpha,
@@ -41,11 +42,10 @@ from sharpflat.audit.verdicts import (
 from sharpflat.objective import BatchNormPolicy, Objective
 from sharpflat.registry import InputError
 from sharpflat.sharpness import Estimate
+from sharpflat.sharpness.measuring import check_finite
 
 ALPHA = 4.0
 """The factor of the rescalings by default; a power of two leaves no rounding."""
-
-UNFIT = {"opt_state": "the optimizer's state belongs to the parameters as they were trained"}
 
 
 class InvarianceRow(NamedTuple):
@@ -184,9 +184,10 @@ def invariance_table(
     may mean other directions, and standard errors decide. What is seen at one α is evidence of
     invariance, no proof.
 
-    The inputs stay as they are: `distance_from_initialization` is measured from the same start,
-    for that is how it would be fooled. Metrics of an optimizer's state are skipped, as that state
-    belongs to the parameters before.
+    Of the inputs `opt_state` follows a change that keeps the function: its moments become those of
+    the gradients after it (see `followed`). All others stay as they are:
+    `distance_from_initialization` is measured from the same start, for that is how it would be
+    fooled.
 
     Args:
         objective: of a network whose parameters are named as Flax's, `Dense_0/kernel`.
@@ -203,7 +204,7 @@ def invariance_table(
 
     Raises:
         InputError: no network, or none in which a change keeps the function; an unknown metric,
-            layer or input.
+            layer or input; parameters, a state or a loss there that are not finite.
 
     Example:
         >>> import jax, jax.numpy as jnp, sharpflat as sf
@@ -218,14 +219,17 @@ def invariance_table(
     Source: Dinh et al. (2017), "Sharp Minima Can Generalize For Deep Nets".
     """
     objective.need_outputs("invariance_table")
-    requests, skipped = chosen(objective, metrics, inputs, UNFIT)
+    requests, skipped = chosen(objective, metrics, inputs)
+    check_finite(objective)
     changes, not_made = all_changes(objective, alpha, layer)
 
-    def measured(name: str, where: Objective) -> list[Estimate]:
-        return estimates(where, requests, seed, inputs, lambda metric: say(f"{name}: {metric}"))
+    def measured(name: str, where: Objective, state: Any) -> list[Estimate]:
+        given = {**inputs, "opt_state": state} if "opt_state" in inputs else inputs
+        return estimates(where, requests, seed, given, lambda metric: say(f"{name}: {metric}"))
 
-    before = measured("as it is", objective)
-    after = [measured(change.name, change.objective) for change in changes]
+    state = inputs.get("opt_state")
+    before = measured("as it is", objective, state)
+    after = [measured(change.name, change.objective, followed(state, change)) for change in changes]
     rows = [
         InvarianceRow(
             name, arguments, change.name, before[i], there[i],

@@ -45,8 +45,8 @@ def edited(objective: Objective, params: Edits, state: Edits | None = None) -> O
     """The objective with the arrays of these names changed; a name that none has is left out."""
     return replace(
         objective,
-        params=_edited(objective.params, params),
-        model_state=_edited(objective.model_state, state or {}),
+        params=edited_arrays(objective.params, params),
+        model_state=edited_arrays(objective.model_state, state or {}),
     )
 
 
@@ -59,7 +59,9 @@ def average(objective: Objective, norm: str, part: str) -> str:
     return min(names, key=len, default="")
 
 
-def _edited(tree: Any, edits: Edits) -> Any:
+def edited_arrays(tree: Any, edits: Edits) -> Any:
+    """The tree with the arrays of these names changed."""
+
     def leaf(path: Any, value: jax.Array) -> jax.Array:
         return edits[name_of(path)](value) if name_of(path) in edits else value
 

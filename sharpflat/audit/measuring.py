@@ -10,6 +10,7 @@ import numpy as np
 from sharpflat.objective import Objective
 from sharpflat.registry import Entry, InputError, metrics
 from sharpflat.sharpness import Estimate, check, measure_each
+from sharpflat.sharpness.measuring import NotFinite, missing_inputs, own_inputs
 
 UNCERTIFIED = "!"
 Spec = str | Mapping[str, Mapping[str, Any] | None]
@@ -20,7 +21,6 @@ def chosen(
     objective: Objective,
     specs: Spec | Sequence[Spec] | None,
     inputs: Mapping[str, Any],
-    unfit: Mapping[str, str],
 ) -> tuple[Requests, dict[str, str]]:
     """The metrics with all their arguments, and those left out with the reason.
 
@@ -28,7 +28,6 @@ def chosen(
         objective: what they would be measured on.
         specs: a name, `{name: arguments}` or a list of these; None for all that there are.
         inputs: what is there to be handed over.
-        unfit: inputs that must not be handed over, with the reason.
 
     Raises:
         InputError: an unknown metric or argument; a metric asked for that cannot be measured.
@@ -39,7 +38,7 @@ def chosen(
     left_out: dict[str, str] = {}
     for name, given in map(_parts, asked):
         entry, arguments = metrics[name], metrics[name].arguments(given)
-        reason = _obstacle(entry, objective, arguments, inputs, unfit)
+        reason = _obstacle(entry, objective, arguments, inputs)
         if reason is None:
             requests.append((name, arguments))
         elif specs is None:
@@ -58,12 +57,19 @@ def estimates(
     inputs: Mapping[str, Any],
     before: Callable[[str], None],
 ) -> list[Estimate]:
-    """What each gives; one that fails is NaN, with the error in its details, as of `measure`."""
-    found = []
-    for outcome in measure_each(objective, requests, seed, inputs, before):
-        failed = Estimate(float("nan"), None, False, {"error": np.array(outcome.reason)})
-        found.append(outcome.estimate or failed)
-    return found
+    """What each gives; one that fails is NaN, with the error in its details, as of `measure`.
+
+    Every one does where the objective's numbers are not finite.
+    """
+    try:
+        outcomes = list(measure_each(objective, requests, seed, inputs, before))
+    except NotFinite as error:
+        return [_failed(str(error))] * len(requests)
+    return [outcome.estimate or _failed(str(outcome.reason)) for outcome in outcomes]
+
+
+def _failed(reason: str) -> Estimate:
+    return Estimate(float("nan"), None, False, {"error": np.array(reason)})
 
 
 def shown(estimate: Estimate) -> str:
@@ -100,15 +106,12 @@ def _obstacle(
     objective: Objective,
     arguments: Mapping[str, Any],
     inputs: Mapping[str, Any],
-    unfit: Mapping[str, str],
 ) -> str | None:
-    for name in entry.inputs:
-        if name in unfit:
-            return unfit[name]
-        if inputs.get(name) is None:
-            return f"needs {name!r}"
+    lacking = missing_inputs(entry, inputs)
+    if lacking:
+        return f"needs {lacking[0]!r}"
     try:
-        check(entry, objective, {**arguments, **{name: inputs[name] for name in entry.inputs}})
+        check(entry, objective, {**arguments, **own_inputs(entry, inputs)})
     except InputError as error:
         return str(error).removeprefix(f"{entry.name}: ")
     return None

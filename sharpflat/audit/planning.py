@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sharpflat.audit.invariance import ALPHA, UNFIT, all_changes
+from sharpflat.audit.invariance import ALPHA, all_changes
 from sharpflat.audit.measuring import Requests, Spec, chosen
 from sharpflat.audit.precision import formats_here
 from sharpflat.objective import Objective
@@ -23,8 +23,8 @@ def planned(
         InputError: as these tables do, before any work.
     """
     changes, _ = all_changes(objective, ALPHA, None)
-    requests, _ = chosen(objective, metrics, inputs, UNFIT)
+    requests, _ = chosen(objective, metrics, inputs)
     asked = requests * (1 + len(changes))
     if precision:
-        asked += chosen(objective, metrics, inputs, {})[0] * len(formats_here())
+        asked += requests * len(formats_here())
     return asked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from sharpflat.audit.measuring import (
 )
 from sharpflat.objective import BatchNormPolicy, Objective
 from sharpflat.sharpness import Estimate
+from sharpflat.sharpness.measuring import check_finite
 
 REFERENCE = "float64"
 MOST_DIGITS = 16.0
@@ -56,13 +57,22 @@ class PrecisionRow(NamedTuple):
 
     @property
     def digits(self) -> float:
-        """−log10 |v − v64| / |v64|, between 0 and 16; NaN where either is not finite."""
+        """−log10 |v − v64| / |v64|, between 0 and `resolution`; NaN where either is not finite."""
         size = abs(self.reference.value)
         if not math.isfinite(self.difference):
             return math.nan
         if self.difference == 0 or size == 0:
-            return MOST_DIGITS if self.difference == 0 else 0.0
-        return min(MOST_DIGITS, max(0.0, -math.log10(self.difference / size)))
+            return self.resolution if self.difference == 0 else 0.0
+        return min(self.resolution, max(0.0, -math.log10(self.difference / size)))
+
+    @property
+    def resolution(self) -> float:
+        """The digits that there are: 16, or what the brackets of a bisection leave of them.
+
+        A bisection gives a node of a grid, in every format the same: its value is known to half
+        the width of its last bracket, √(high / low) − 1, the wider one of the two estimates.
+        """
+        return min(map(_within_bracket, (self.estimate.details, self.reference.details)))
 
     @property
     def error(self) -> float:
@@ -112,6 +122,8 @@ class PrecisionTable:
             "digits: those that agree with float64; s.e.: where random numbers, others in each "
             f"format, make a difference of up to {AGREE:g} combined standard errors, the "
             "difference in these, and their size in percent of the value, where it has one",
+            "digits of a bisection: no more than the width of its last bracket leaves, which is "
+            "the same in every format",
             f"{UNCERTIFIED}: the metric's own certificate did not hold there",
         ]
         if self.batch_norm is not None:
@@ -155,7 +167,8 @@ def precision_table(
         A table. A metric that fails in a format is NaN there, its error among the notes.
 
     Raises:
-        InputError: an unknown metric, argument or input; parameters that are not finite.
+        InputError: an unknown metric, argument or input; parameters, a state or a loss there that
+            are not finite.
 
     Example:
         >>> import jax.numpy as jnp, sharpflat as sf
@@ -166,7 +179,8 @@ def precision_table(
         >>> [row.format for row in table.rows if row.digits > 6]
         ['float32', 'float64']
     """
-    requests, skipped = chosen(objective, metrics, inputs, {})
+    requests, skipped = chosen(objective, metrics, inputs)
+    check_finite(objective)
     formats = formats_here()
 
     def measured(format: str) -> list[Estimate]:
@@ -209,6 +223,16 @@ def _cast(tree: Any, format: str) -> Any:
         return jnp.asarray(array.astype(dtype) if jnp.issubdtype(kind, jnp.floating) else array)
 
     return jax.tree.map(leaf, tree)
+
+
+def _within_bracket(details: Mapping[str, Any]) -> float:
+    """Digits of the middle of `low` and `high`, where a metric has left them; at most 16."""
+    if not {"low", "high"} <= set(details):
+        return MOST_DIGITS
+    low, high = (np.asarray(details[end], np.float64) for end in ("low", "high"))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        digits = np.nan_to_num(-np.log10(np.sqrt(high / low) - 1), nan=0.0)
+    return float(np.clip(digits, 0.0, MOST_DIGITS).min())
 
 
 def _said(row: PrecisionRow) -> str:

@@ -53,10 +53,11 @@ def relu_rescaling(objective: Objective, *, alpha: float = 4.0, layer: str | Non
     """
     check_alpha(alpha)
 
-    def change(before: Objective, pair: Pair, inverse: bool) -> Objective:
+    def change(before: Objective, pair: Pair, inverse: bool) -> tuple[Objective, Edits]:
         factor = 1 / alpha if inverse else alpha
         grown = _of_units(pair.norm or pair.first, _times(factor))
-        return edited(before, {**grown, f"{pair.second}/kernel": _times(1 / factor)})
+        edits = {**grown, f"{pair.second}/kernel": _times(1 / factor)}
+        return edited(before, edits), edits
 
     return wherever_it_keeps("relu_rescaling", objective, pairs(objective), change, layer)
 
@@ -83,15 +84,16 @@ def batch_norm_scale(
     check_alpha(alpha)
     normalised = [pair for pair in pairs(objective) if pair.norm is not None]
 
-    def change(before: Objective, pair: Pair, inverse: bool) -> Objective:
-        grown = edited(before, _of_units(pair.first, _times(alpha)))
+    def change(before: Objective, pair: Pair, inverse: bool) -> tuple[Objective, Edits]:
+        edits = _of_units(pair.first, _times(alpha))
+        grown = edited(before, edits)
         mean, var = _averages(before, pair)
 
         def adapted(epsilon: float) -> Objective:
             shift = (alpha**2 - 1) * epsilon
             return edited(grown, {}, {mean: _times(alpha), var: lambda v: alpha**2 * v + shift})
 
-        return adapted(_epsilon(before, adapted))
+        return adapted(_epsilon(before, adapted)), edits
 
     return wherever_it_keeps(
         "batch_norm_scale", objective, normalised, change, layer, EPSILON_TOLERANCE
@@ -114,10 +116,10 @@ def permuted_units(objective: Objective, *, layer: str | None = None) -> Change:
     """
     several = [pair for pair in pairs(objective) if pair.units > 1]
 
-    def change(before: Objective, pair: Pair, inverse: bool) -> Objective:
+    def change(before: Objective, pair: Pair, inverse: bool) -> tuple[Objective, Edits]:
         params = {**_of_units(pair.first, _roll), **_of_units(pair.norm, _roll)}
         params[f"{pair.second}/kernel"] = lambda kernel: _roll_inputs(kernel, pair.units)
-        return edited(before, params, dict.fromkeys(_averages(before, pair), _roll))
+        return edited(before, params, dict.fromkeys(_averages(before, pair), _roll)), params
 
     return wherever_it_keeps("permuted_units", objective, several, change, layer)
 

@@ -11,13 +11,14 @@ from typing import Any
 import jax
 
 from sharpflat.config import Config, Measure, Policy, resolve
-from sharpflat.registry import InputError, closest, metrics
+from sharpflat.registry import InputError, closest, metrics, optimizers
 from sharpflat.runs import files
 from sharpflat.runs.build import (
     abstract_objective,
     check_chunk,
     config_of,
     make_optimizer_of,
+    optimizer_arguments,
     resident,
     shape_key,
     state_like,
@@ -29,8 +30,15 @@ HANDED_OVER: dict[str, Callable[[Run], Any]] = {
     "initial_params": lambda run: run.initial_params,
     "opt_state": lambda run: run.opt_state,
     "optimizer": lambda run: make_optimizer_of(run.config),
+    "hyperparams": lambda run: hyperparams_of(run.config),
 }
 """What metrics may ask for beside the objective."""
+
+
+def hyperparams_of(config: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of a resolved run config's optimizer."""
+    name, arguments, _ = optimizer_arguments(config)
+    return optimizers[name].arguments(arguments)
 
 
 @dataclass(frozen=True)
@@ -194,6 +202,7 @@ def _obstacle(name: str, known: str, key: str) -> str | None:
             "initial_params": state.params,
             "opt_state": state.opt_state,
             "optimizer": make_optimizer_of(run),
+            "hyperparams": hyperparams_of(run),
         }
         inputs = {given: there[given] for given in entry.inputs}
         check(entry, abstract_objective(run, *where), {**entry.arguments(arguments), **inputs})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,10 +22,10 @@ from sharpflat.runs.build import (
     resident,
     state_like,
 )
-from sharpflat.runs.requests import Request, obstacle
+from sharpflat.runs.requests import Request, hyperparams_of, obstacle
 from sharpflat.runs.snapshots import load_tree
 from sharpflat.runs.trackers import Look
-from sharpflat.sharpness import Measured, measure_each
+from sharpflat.sharpness import Measured, check, measure_each
 from sharpflat.training import Batches, Recipe, TrainState, rate_at, stability_threshold
 
 OF_HESSIAN = ("top_eigenvalue", "hessian_top_eigenvalues")
@@ -151,7 +151,7 @@ class Tracking:
             found = list(self._outcomes(look, due))
         else:
             error = InputError("the parameters are not finite")
-            found = [(track, Measured(track.name, {}, None, error, 0.0)) for track in due]
+            found = [_failed(track, error) for track in due]
         self.carried = look.carried
         for track, outcome in found:
             if outcome.estimate is not None or outcome.error is not None:
@@ -163,20 +163,39 @@ class Tracking:
             if alike[0].where is None:
                 yield from ((track, _of_tracker(look, track)) for track in alike)
             else:
-                yield from zip(alike, self._of_metrics(look, alike), strict=True)
+                yield from self._of_metrics(look, alike)
 
-    def _of_metrics(self, look: Look, alike: Sequence[Track]) -> Iterator[Measured]:
-        """Those of one objective share their passes."""
-        objective = look.objective(**alike[0].where.model_dump())  # type: ignore[union-attr]
-        asked = [(track.name, track.arguments) for track in alike]
-        inputs = {name for track in alike for name in track.entry.inputs}
-        handed = {name: self._input(name, look.state) for name in inputs}
-        yield from measure_each(objective, asked, self.config["seed"], handed)
+    def _of_metrics(self, look: Look, alike: Sequence[Track]) -> Iterator[tuple[Track, Measured]]:
+        """Those of one objective share their passes; what cannot be measured is its own error."""
+        ready, inputs = list[Track](), dict[str, Any]()
+        try:
+            objective = look.objective(**alike[0].where.model_dump())  # type: ignore[union-attr]
+        except Exception as error:
+            yield from (_failed(track, error) for track in alike)
+            return
+        for track in alike:
+            try:
+                own = {name: self._input(name, look.state) for name in track.entry.inputs}
+                check(track.entry, objective, {**track.arguments, **own})
+            except Exception as error:
+                yield _failed(track, error)
+            else:
+                ready, inputs = [*ready, track], {**inputs, **own}
+        asked, left = [(track.name, track.arguments) for track in ready], iter(ready)
+        try:
+            for outcome in measure_each(objective, asked, self.config["seed"], inputs):
+                yield next(left), outcome
+        except InputError as error:  # of all of them, as a loss that is not finite
+            yield from (_failed(track, error) for track in left)
 
     def _input(self, name: str, state: TrainState) -> Any:
-        if name == "initial_params":
-            return self._initial_params
-        return state.opt_state if name == "opt_state" else make_optimizer_of(self.config)
+        there: dict[str, Callable[[], Any]] = {
+            "initial_params": lambda: self._initial_params,
+            "opt_state": lambda: state.opt_state,
+            "optimizer": lambda: make_optimizer_of(self.config),
+            "hyperparams": lambda: hyperparams_of(self.config),
+        }
+        return there[name]()
 
     @functools.cached_property
     def _initial_params(self) -> Any:
@@ -194,8 +213,15 @@ class Tracking:
             **outcomes.fields(self.folder, outcome),
         }  # fmt: skip
         if track.name in (*OF_HESSIAN, *OF_PRECONDITIONED):
-            row["stability_threshold"] = _threshold(look, track)
+            row |= _beside(look, track, row["error"])
         return row
+
+
+def _failed(track: Track, error: Exception) -> tuple[Track, Measured]:
+    """Its outcome where it could not be measured; a full disk stops the training, as everywhere."""
+    if isinstance(error, OSError):
+        raise error
+    return track, Measured(track.name, track.arguments, None, error, 0.0)
 
 
 def _of_tracker(look: Look, track: Track) -> Measured:
@@ -203,18 +229,34 @@ def _of_tracker(look: Look, track: Track) -> Measured:
     try:
         estimate = track.entry(look, **track.arguments)
     except OSError:
-        raise  # a full disk stops the training, as everywhere
+        raise  # as in `_failed`
     except Exception as error:
         failure = error
     seconds = time.perf_counter() - began
     return Measured(track.name, track.arguments, estimate, failure, seconds)
 
 
+def _beside(look: Look, track: Track, error: str | None) -> dict[str, Any]:
+    """The threshold, or what kept a look from it, unless there is an error already."""
+    try:
+        return {"stability_threshold": _threshold(look, track)}
+    except OSError:
+        raise  # as in `_failed`
+    except Exception as failure:
+        said = f"stability_threshold: {type(failure).__name__}: {failure}"
+        return {"stability_threshold": None, "error": error or said}
+
+
 def _threshold(look: Look, track: Track) -> float | None:
-    """The curvature beyond which the optimizer oscillates at its learning rate of now."""
+    """The curvature beyond which the optimizer oscillates at its learning rate of now.
+
+    It is of all parameters together: None beside the curvature of some of them.
+    """
     name, arguments, factors = optimizer_arguments(look.config)
     changed = any(look.config["train"].get(key) for key in OTHER_DYNAMICS)
-    if changed or "learning_rate" not in arguments or not trees.all_finite(look.state.params):
+    of_some = track.arguments.get("parameters", "*") != "*"
+    known = "learning_rate" in arguments and trees.all_finite(look.state.params)
+    if of_some or changed or not known:
         return None
 
     def gradient_norm() -> float:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from sharpflat import trees
@@ -68,7 +70,8 @@ def measure(
 
     Raises:
         InputError: before any work, an unknown metric or argument, a missing input, what the
-            objective cannot give, parameters that are not finite; later, a single metric's failure.
+            objective cannot give, parameters, a state, inputs or a loss there that are not finite;
+            later, a single metric's failure.
 
     Example:
         >>> import jax.numpy as jnp, sharpflat as sf
@@ -109,8 +112,7 @@ def _possible(objective: Objective, inputs: Mapping[str, Any]) -> list[str]:
     for name, entry in metrics.items():
         try:
             _check_inputs(entry, inputs, {*inputs})
-            own = {given: inputs[given] for given in entry.inputs}
-            check(entry, objective, {**entry.arguments({}), **own})
+            check(entry, objective, {**entry.arguments({}), **own_inputs(entry, inputs)})
         except Exception as error:  # an InputError, or a check of someone's own that fails
             left_out.setdefault(str(error).removeprefix(f"{name}: "), []).append(name)
         else:
@@ -148,9 +150,8 @@ def measure_each(
     known = {*INPUTS, *(name for entry, _ in asked for name in entry.inputs)}
     for entry, arguments in asked:
         _check_inputs(entry, inputs, known)
-        check(entry, objective, {**arguments, **{name: inputs[name] for name in entry.inputs}})
-    if not trees.all_finite(objective.params):
-        raise InputError("params: hold numbers that are not finite; nothing can be measured there")
+        check(entry, objective, {**arguments, **own_inputs(entry, inputs)})
+    check_finite(objective)
     key = key_of(seed)
     with sharing():
         for entry, arguments in asked:
@@ -158,11 +159,41 @@ def measure_each(
             began = time.perf_counter()
             estimate, failure = None, None
             try:
-                given = {name: inputs[name] for name in entry.inputs}
-                estimate = checked(entry, entry(objective, key, **arguments, **given))
+                given = {**arguments, **own_inputs(entry, inputs)}
+                estimate = checked(entry, entry(objective, key, **given))
             except Exception as error:
                 failure = error
             yield Measured(entry.name, arguments, estimate, failure, time.perf_counter() - began)
+
+
+class NotFinite(InputError):
+    """An objective at whose parameters there is nothing to measure."""
+
+
+def check_finite(objective: Objective) -> None:
+    """Refuse an objective whose parameters, state or loss there are not finite.
+
+    Raises:
+        NotFinite: names which.
+    """
+    held = {"parameters": objective.whole(objective.params), "model_state": objective.model_state}
+    for name, tree in held.items():
+        if not _finite(tree):
+            raise NotFinite(f"{name}: hold numbers that are not finite; {IN_VAIN}")
+    try:
+        loss = float(objective.loss(objective.params))
+    except Exception:  # what needs the loss will raise it, as its own error
+        return
+    if not math.isfinite(loss):
+        raise NotFinite(f"loss: is {loss} at these parameters; {IN_VAIN}")
+
+
+def _finite(tree: Any) -> bool:
+    """Whether all its floating-point numbers are; what has only a shape has none."""
+    leaves = [leaf for leaf in jax.tree.leaves(tree) if isinstance(leaf, jax.Array | np.ndarray)]
+    return bool(
+        trees.all_finite([leaf for leaf in leaves if jnp.issubdtype(leaf.dtype, jnp.inexact)])
+    )
 
 
 def check(entry: Entry, objective: Objective, arguments: Mapping[str, Any]) -> None:
@@ -176,11 +207,26 @@ def check(entry: Entry, objective: Objective, arguments: Mapping[str, Any]) -> N
     Raises:
         InputError: one line that names the metric.
     """
+    for name in entry.inputs:
+        if not _finite(arguments.get(name)):
+            raise InputError(f"{entry.name}: {name}: hold numbers that are not finite")
     for refuse in entry.checks:
         try:
             refuse(objective, arguments)
         except InputError as error:
             raise InputError(f"{entry.name}: {error}") from None
+
+
+def missing_inputs(entry: Entry, inputs: Mapping[str, Any]) -> list[str]:
+    """What the metric needs and is not handed."""
+    needed = [name for name in entry.inputs if name not in UNLESS_GIVEN]
+    return [name for name in needed if inputs.get(name) is None]
+
+
+def own_inputs(entry: Entry, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Of what is handed over the metric's own; of what need not be and is not, nothing of it."""
+    given = {name: value for name, value in inputs.items() if value is not None}
+    return {name: {**UNLESS_GIVEN, **given}[name] for name in entry.inputs}
 
 
 def _parts(spec: Spec) -> tuple[str, dict[str, Any]]:
@@ -193,7 +239,7 @@ def _parts(spec: Spec) -> tuple[str, dict[str, Any]]:
 
 
 def _check_inputs(entry: Entry, inputs: Mapping[str, Any], known: set[str]) -> None:
-    missing = [name for name in entry.inputs if inputs.get(name) is None]
+    missing = missing_inputs(entry, inputs)
     if missing:
         hint = f" (given: {', '.join(inputs)})" if inputs else ""
         raise InputError(f"{entry.name}: needs {missing[0]!r}{hint}; pass it to measure")
@@ -203,5 +249,10 @@ def _check_inputs(entry: Entry, inputs: Mapping[str, Any], known: set[str]) -> N
         raise InputError(f"{entry.name}: unknown argument {unknown[0]!r}{hint}")
 
 
-INPUTS = ("initial_params", "opt_state", "optimizer")
+IN_VAIN = "nothing can be measured there"
+
+INPUTS = ("initial_params", "opt_state", "optimizer", "hyperparams")
 """What metrics may ask for beside the objective: a study hands these over."""
+
+UNLESS_GIVEN: dict[str, Any] = {"hyperparams": {}}
+"""What `measure` hands over of these where it is not given them."""

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.tree_util import Partial
 
+from sharpflat import trees
 from sharpflat.curvature.krylov import Krylov, hessian
 from sharpflat.objective import Objective
-from sharpflat.registry import Count, Fraction, InputError, Positive, metric
+from sharpflat.registry import Count, Decay, InputError, Positive, metric
 from sharpflat.sharpness.base import Estimate, selects_parameters
 from sharpflat.sharpness.hessian import outermost
 
 
 def _fits_state(objective: Objective, arguments: Mapping[str, Any]) -> None:
     if "opt_state" in arguments:
-        _second_moments(arguments["opt_state"])
-        known = functools.partial(_inverse_root, b2=arguments["b2"], epsilon=arguments["epsilon"])
+        numbers = _numbers(arguments["opt_state"], arguments["hyperparams"], arguments)
+        known = functools.partial(_inverse_root, numbers=numbers)
         jax.eval_shape(known, arguments["opt_state"], objective.params)
 
 
@@ -30,33 +31,42 @@ def preconditioned_sharpness(
     key: jax.Array,
     *,
     opt_state: Any,
-    b2: Fraction = 0.999,
-    epsilon: Positive = 1e-8,
+    hyperparams: Mapping[str, Any],
+    b1: Decay | None = None,
+    b2: Decay | None = None,
+    epsilon: Positive | None = None,
     tolerance: Positive = 1e-3,
     max_steps: Count = 200,
     parameters: str = "*",
 ) -> Estimate:
     """The largest eigenvalue of P^{−1/2} H P^{−1/2}, P the optimizer's diagonal preconditioner.
 
-    P, by which the optimizer divides its step, is read from the state that Optax keeps: the
-    diagonal of √(ν / (1 − β₂ᵗ)) + ε for Adam and its kin, √ν_max + ε for AMSGrad, √(ν + ε) for
+    P, by which the optimizer divides its step, is read from the state that Optax keeps after t
+    updates: the diagonal of (1 − β₁ᵗ) (√(ν / (1 − β₂ᵗ)) + ε) for Adam and its kin, the first factor
+    being the bias correction of what is divided, (1 − β₁ᵗ) (√ν_max + ε) for AMSGrad, √(ν + ε) for
     RMSProp, √(ν − μ² + ε) for the centred one (with bias correction ν and μ over 1 − β₂ᵗ) and
     √(Σ g² + ε) for AdaGrad, where a parameter that never had a gradient is held fixed. This takes
-    ε where these optimizers have it by default. Adamax keeps its state as Adam does, and cannot be
-    told from it: its number here is without meaning. Adam with learning rate η is stable up to
-    (2 + 2β₁) / ((1 − β₁) η), 38 / η at β₁ = 0.9. A bias before batch norm has no gradient in
-    training, so that P is about ε there, but curvature where the averages are frozen: it rules the
-    number under `running`; restrict to `*/kernel`, or measure under `batch`. Units: loss per
-    squared parameter, over P's.
+    ε where these optimizers have it by default, and leaves out what scales the step afterwards, as
+    LAMB's trust ratio does. Adam with learning rate η is stable up to (2 + 2β₁) / ((1 − β₁) η),
+    38 / η at β₁ = 0.9. A bias before batch norm has no gradient in training, so that P is about ε
+    there, but curvature where the averages are frozen: it rules the number under `running`;
+    restrict to `*/kernel`, or measure under `batch`. Units: loss per squared parameter, over P's.
+
+    β₁, β₂ and ε are, the first that there is: the argument; the optimizer's own, of `hyperparams`
+    or of a state of `optax.inject_hyperparams`; Optax's default for such a state, of Adam's 0.9,
+    0.999 and 1e-8, of RMSProp's 0.9 and 1e-8, of AdaGrad's 1e-7. A study hands its optimizer's
+    over; one that is fixed in the code of an optimizer of your own, or Yogi's ε, is to be given.
 
     Args:
         objective: where to measure.
         key: PRNG key of the start vector.
         opt_state: the optimizer's state at these parameters.
-        b2: β₂ for the bias correction, of Adam or of RMSProp with one (there its decay); it must
-            be the optimizer's.
-        epsilon: ε; it must be the optimizer's. Adam and RMSProp have 1e-8 in Optax, AdaGrad 1e-7.
-        tolerance: of the relative residual, as for `hessian_top_eigenvalues`.
+        hyperparams: the optimizer's arguments by name, of which `b1`, `b2` (of RMSProp `decay`)
+            and `epsilon` (or `eps`) are looked at; nothing where `measure` is not given it.
+        b1: β₁ of the bias correction.
+        b2: β₂ of the bias correction, of Adam or of RMSProp with one (there its decay).
+        epsilon: ε.
+        tolerance: relative, of the residual and of what may lie further out, as for `hessian_top_eigenvalues`.
         max_steps: Lanczos steps at most.
         parameters: pattern of the parameters' names; the others are held fixed.
 
@@ -64,8 +74,10 @@ def preconditioned_sharpness(
         As `hessian_top_eigenvalues` with k = 1.
 
     Raises:
-        InputError: a state that is none of these, or of other parameters; a pattern that fits no
-            parameter.
+        InputError: a state that is none of these, or of other parameters; second moments that are
+            negative or not finite; moments under Adam's name with |μ| ≤ 1.1 ν > 0 everywhere, as
+            Adamax keeps them, unless `b2` is given to say that they are Adam's; a pattern that
+            fits no parameter.
 
     Example:
         >>> import jax.numpy as jnp, optax, sharpflat as sf
@@ -78,7 +90,15 @@ def preconditioned_sharpness(
 
     Source: Cohen et al. (2022), section 2.
     """
-    whole = _inverse_root(opt_state, objective.params, b2, epsilon)
+    given = {"b1": b1, "b2": b2, "epsilon": epsilon}
+    whole = _inverse_root(opt_state, objective.params, _numbers(opt_state, hyperparams, given))
+    if not trees.all_finite(whole):
+        raise InputError("opt_state: its second moments are negative or not finite")
+    if b2 is None and _as_of_adamax(opt_state):
+        raise InputError(
+            "opt_state: its moments are as Adamax keeps them, |mu| <= 1.1 nu everywhere, and no "
+            "second moments; give b2 if they are Adam's all the same"
+        )
     part = objective.restrict(parameters)
     scale = jax.tree.map(
         lambda free, root: None if free is None else root,
@@ -96,13 +116,27 @@ def _scaled(product: Any, scale: Any, vector: Any) -> Any:
     return jax.tree.map(jnp.multiply, scale, image)
 
 
-def _inverse_root(opt_state: Any, params: Any, b2: float, epsilon: float) -> Any:
-    """P^{−1/2}, a tree like the parameters; zero where P is infinite."""
+def _inverse_root(opt_state: Any, params: Any, numbers: Mapping[str, Any]) -> Any:
+    """P^{−1/2}, a tree like the parameters; zero where P is infinite, NaN where it is none."""
     found = _second_moments(opt_state)
-    diagonal = PRECONDITIONERS[type(found).__name__](found, b2, epsilon)
-    if jax.tree.map(jnp.shape, diagonal) != jax.tree.map(jnp.shape, params):
+    root = PRECONDITIONERS[type(found).__name__].inverse_root(found, **numbers)
+    if jax.tree.map(jnp.shape, root) != jax.tree.map(jnp.shape, params):
         raise InputError("opt_state: is of other parameters than these")
-    return jax.tree.map(lambda p: p**-0.5, diagonal)
+    return root
+
+
+def _numbers(opt_state: Any, hyperparams: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """By Optax's names those that the state's P takes, each from the first source that has it."""
+    if not isinstance(hyperparams, Mapping):
+        raise InputError(f"hyperparams: expected numbers by name, got {hyperparams!r}")
+    injected = [getattr(state, "hyperparams", {}) for state in _states(opt_state)]
+    sources = [{**given, "decay": given["b2"]}, hyperparams, *injected]
+    sources = [{"eps": source.get("epsilon"), **source} for source in sources]
+    defaults = PRECONDITIONERS[type(_second_moments(opt_state)).__name__].defaults
+    return {
+        name: next((own[name] for own in sources if own.get(name) is not None), default)
+        for name, default in defaults.items()
+    }
 
 
 def _second_moments(opt_state: Any) -> Any:
@@ -127,45 +161,86 @@ def _states(state: Any) -> Iterator[Any]:
         yield from _states(part)
 
 
-def _adam(state: Any, b2: float, epsilon: float) -> Any:
-    return jax.tree.map(lambda nu: jnp.sqrt(nu) + epsilon, _corrected(state.nu, state, b2))
+def _as_of_adamax(opt_state: Any) -> bool:
+    """Whether its state, of Adam's type, holds what Adamax's does: ν the largest |g|, decayed.
+
+    There |μ| is at most 1.1 ν for β₂ ≥ 0.99, and ν nowhere 0. Adam's ν is an average of g², and so
+    0 or below |μ| somewhere, unless the gradient of every parameter is of the order of 1 or above.
+    """
+    state = _second_moments(opt_state)
+    if type(state).__name__ != "ScaleByAdamState":
+        return False
+    alike = jax.tree.map(
+        lambda mu, nu: jnp.all((nu > 0) & (jnp.abs(mu) <= 1.1 * nu)), state.mu, state.nu
+    )
+    return all(jax.tree.leaves(alike))
 
 
-def _amsgrad(state: Any, b2: float, epsilon: float) -> Any:
-    return jax.tree.map(lambda nu: jnp.sqrt(nu) + epsilon, state.nu_max)
+def _adam(state: Any, b1: Any, b2: Any, eps: Any) -> Any:
+    return _of_corrected(_corrected(state.nu, state, b2), state, b1, eps)
 
 
-def _rms(state: Any, b2: float, epsilon: float) -> Any:
-    return jax.tree.map(lambda nu: jnp.sqrt(nu + epsilon), _corrected(state.nu, state, b2))
+def _amsgrad(state: Any, b1: Any, eps: Any) -> Any:
+    return _of_corrected(state.nu_max, state, b1, eps)
 
 
-def _centred(state: Any, b2: float, epsilon: float) -> Any:
-    nu, mu = (_corrected(moments, state, b2) for moments in (state.nu, state.mu))
-    return jax.tree.map(lambda nu, mu: jnp.sqrt(nu - mu**2 + epsilon), nu, mu)
+def _of_corrected(nu: Any, state: Any, b1: Any, eps: Any) -> Any:
+    """The correction of μ is a part of P, which then divides μ itself."""
+    correction = _bias(state, b1)
+    return jax.tree.map(lambda nu: (correction * (jnp.sqrt(nu) + eps)) ** -0.5, nu)
 
 
-def _adagrad(state: Any, b2: float, epsilon: float) -> Any:
+def _rms(state: Any, decay: Any, eps: Any) -> Any:
+    return _of_sums(_corrected(state.nu, state, decay), eps)
+
+
+def _centred(state: Any, decay: Any, eps: Any) -> Any:
+    nu, mu = (_corrected(moments, state, decay) for moments in (state.nu, state.mu))
+    return jax.tree.map(lambda nu, mu: (nu - mu**2 + eps) ** -0.25, nu, mu)
+
+
+def _adagrad(state: Any, eps: Any) -> Any:
+    held = jax.tree.map(lambda total: total == 0, state.sum_of_squares)
+    roots = _of_sums(state.sum_of_squares, eps)
+    return jax.tree.map(lambda held, root: jnp.where(held, 0, root), held, roots)
+
+
+def _of_sums(squares: Any, eps: Any) -> Any:
     return jax.tree.map(
-        lambda total: jnp.where(total > 0, jnp.sqrt(total + epsilon), jnp.inf),
-        state.sum_of_squares,
+        lambda square: jnp.where(square < 0, jnp.nan, (square + eps) ** -0.25), squares
     )
 
 
-def _corrected(moments: Any, state: Any, b2: float) -> Any:
-    """Moments over 1 − β₂ᵗ, where the state counts its steps t."""
+def _corrected(moments: Any, state: Any, decay: Any) -> Any:
+    """Moments over 1 − βᵗ, where the state counts its steps t."""
     if "count" not in state._fields:  # every tuple has a method of that name
         return moments
-    correction = 1 - b2 ** jnp.maximum(state.count, 1)
+    correction = _bias(state, decay)
     return jax.tree.map(lambda moment: moment / correction, moments)
 
 
+def _bias(state: Any, decay: Any) -> Any:
+    """1 − βᵗ, at t = 1 before the first update."""
+    return 1 - decay ** jnp.maximum(state.count, 1)
+
+
+class Preconditioner(NamedTuple):
+    """How P^{−1/2} comes of a state, and the numbers that it takes, as Optax has them."""
+
+    inverse_root: Callable[..., Any]
+    defaults: dict[str, float]
+
+
+ADAM = {"b1": 0.9, "b2": 0.999, "eps": 1e-8}
+RMS = {"decay": 0.9, "eps": 1e-8}
+
 # By name: Optax does not export all of these types.
 PRECONDITIONERS = {
-    "ScaleByAdamState": _adam,
-    "ScaleByAmsgradState": _amsgrad,
-    "ScaleByRmsState": _rms,
-    "ScaleByRmsWithCountState": _rms,
-    "ScaleByRStdDevState": _centred,
-    "ScaleByRStdDevWithCountState": _centred,
-    "ScaleByRssState": _adagrad,
+    "ScaleByAdamState": Preconditioner(_adam, ADAM),
+    "ScaleByAmsgradState": Preconditioner(_amsgrad, {"b1": 0.9, "eps": 1e-8}),
+    "ScaleByRmsState": Preconditioner(_rms, RMS),
+    "ScaleByRmsWithCountState": Preconditioner(_rms, RMS),
+    "ScaleByRStdDevState": Preconditioner(_centred, RMS),
+    "ScaleByRStdDevWithCountState": Preconditioner(_centred, RMS),
+    "ScaleByRssState": Preconditioner(_adagrad, {"eps": 1e-7}),
 }

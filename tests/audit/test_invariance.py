@@ -3,12 +3,14 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.flatten_util import ravel_pytree
 
 import sharpflat as sf
 from sharpflat.audit import InvarianceTable, verdicts
-from sharpflat.audit.reparametrisations import batch_norm_scale
+from sharpflat.audit.moments import followed
+from sharpflat.audit.reparametrisations import batch_norm_scale, permuted_units
 from sharpflat.audit.verdicts import verdict
 from sharpflat.registry import metrics
 from sharpflat.runs.setup import fill_registries
@@ -24,8 +26,25 @@ ELEMENTWISE = [
     "input_gradient_norm",
     LAYER,
     "worst_case_sharpness",
+    {"worst_case_sharpness": {"norm": "l2", "rho": 0.1}},
     "average_case_sharpness",
+    {"asam_sharpness": {"eta": 0.0}},
+    {"pac_bayes_flatness_magnitude": {"epsilon": 0.0}},
+    "worst_case_radius_magnitude",
+    "radius_to_loss",
 ]
+SOLVED = [
+    "hessian_top_eigenvalues", "hessian_bottom_eigenvalue", "ggn_top_eigenvalues",
+    "layerwise_hessian", "preconditioned_sharpness", "keskar_sharpness",
+]  # fmt: skip
+"""To a tolerance of their own."""
+DETERMINISTIC = [
+    *SOLVED, "fisher_rao_norm", "path_norm", "input_gradient_norm", "parameter_norm",
+    "gradient_norm", "spectral_norm_product", "normalized_margin", "worst_case_sharpness",
+    "sam_sharpness", "asam_sharpness", "directional_sharpness", "critical_sharpness",
+    "gradient_noise_scale", "gradient_covariance_trace", "gradient_diversity",
+    "worst_case_radius", "worst_case_radius_magnitude",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -109,7 +128,7 @@ def test_what_rescaling_leaves_alone(batch_norm):
     rows = [row for row in table.rows if row.change in ("relu_rescaling", "batch_norm_scale")]
     assert len(rows) == len(ELEMENTWISE) * (1 + batch_norm)
     for row in rows:
-        assert row.factor == pytest.approx(1, rel=1e-6), (row.metric, row.arguments, row.change)
+        assert row.factor == pytest.approx(1, rel=1e-6), (row.label, row.change)
         assert row.verdict == ("invariant" if row.before.converged else "undecided")
     assert not table.fooled
 
@@ -155,17 +174,15 @@ def test_what_rescaling_moves():
 
 
 def test_permuting_units_moves_nothing_that_is_deterministic():
-    specs = [
-        "fisher_rao_norm", "path_norm", "input_gradient_norm", "parameter_norm", "gradient_norm",
-        "spectral_norm_product", "normalized_margin", "worst_case_sharpness", "sam_sharpness",
-        "directional_sharpness", "gradient_noise_scale", "hessian_top_eigenvalues",
-    ]  # fmt: skip
-    table = sf.invariance_table(objective_of(batch_norm=True), specs)
-    rows = [row for row in table.rows if row.change == "permuted_units"]
-    assert len(rows) == len(specs)
-    for row in rows:
-        tolerance = 1e-3 if row.metric == "hessian_top_eigenvalues" else 1e-6
-        assert row.factor == pytest.approx(1, rel=tolerance), row.metric
+    objective = objective_of(batch_norm=True)
+    state = optax.ScaleByRssState(jax.tree.map(jnp.square, objective.params))
+    change = permuted_units(objective)
+    before = sf.measure(objective, DETERMINISTIC, opt_state=state)
+    after = sf.measure(change.objective, DETERMINISTIC, opt_state=followed(state, change))
+    for spec, there, then in zip(DETERMINISTIC, before, after, strict=True):
+        tolerance = 1e-3 if spec in SOLVED else 1e-6
+        assert then.value == pytest.approx(there.value, rel=tolerance), spec
+        assert there.standard_error in (0, None), spec
 
 
 def test_logits_move_the_margin_but_not_the_normalised_one():
@@ -188,6 +205,37 @@ def test_the_start_stays_where_it_was():
     for change in table.changes:
         distance = sf.trees.norm(sf.trees.sub(change.objective.params, start))
         assert rows[change.name].after.value == pytest.approx(float(distance), rel=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["adam", "adagrad", "rmsprop"])
+def test_the_optimizers_moments_follow_the_change(rule):
+    """w' = D w, g' = g / D, so P' = P / D where ε is nothing: what Adam sees moves by 1 / D."""
+    objective = objective_of(batch_norm=True)
+    gradient = objective.value_and_grad(objective.params)[1]
+    rules = {
+        "adam": optax.scale_by_adam(), "rmsprop": optax.scale_by_rms(),
+        "adagrad": optax.scale_by_rss(initial_accumulator_value=0.0),
+    }  # fmt: skip
+    state = rules[rule].update(gradient, rules[rule].init(objective.params))[1]
+    table = sf.invariance_table(
+        objective, {"preconditioned_sharpness": {"tolerance": 1e-6, "epsilon": 1e-20}},
+        alpha=ALPHA, opt_state=(state,),
+    )  # fmt: skip
+    rows = by_change(table)
+    assert rows["permuted_units"].factor == pytest.approx(1, rel=1e-4)
+    for change in table.changes:
+        if not change.preserves:
+            assert jax.tree.all(jax.tree.map(np.array_equal, followed(state, change), state))
+            continue
+        moved = change.objective.value_and_grad(change.objective.params)[1]
+        anew = rules[rule].update(moved, rules[rule].init(objective.params))[1]
+        np.testing.assert_allclose(*(ravel_pytree(s)[0] for s in (followed(state, change), anew)))
+        after = sf.measure(
+            change.objective, "preconditioned_sharpness", opt_state=anew, epsilon=1e-20,
+            tolerance=1e-6,
+        )  # fmt: skip
+        assert rows[change.name].after.value == pytest.approx(after.value, rel=1e-5)
+    assert rows["relu_rescaling"].verdict == rows["batch_norm_scale"].verdict == "fooled"
 
 
 def estimate(value, error=0.0, converged=True):
@@ -241,10 +289,10 @@ def test_what_the_objective_and_the_inputs_do_not_allow_is_listed(own):
     assert {row.metric for row in table.rows} == {"parameter_norm", "path_norm"}
     assert table.skipped["distance_from_initialization"] == "needs 'initial_params'"
     assert table.skipped["out_of_reach"].startswith("parameters: none is called 'nowhere'")
-    assert "belongs to the parameters as they were" in table.skipped["preconditioned_sharpness"]
+    assert "holds no second moments known" in table.skipped["preconditioned_sharpness"]
     assert "skipped: distance_from_initialization: needs 'initial_params'" in str(table)
     for asked, words in (
-        ("preconditioned_sharpness", "belongs to the parameters"),
+        ("preconditioned_sharpness", "needs 'opt_state'"),
         ("distance_from_initialization", "needs 'initial_params'"),
         ("out_of_reach", "none is called 'nowhere'"),
         ("path_nrm", "did you mean 'path_norm'"),
@@ -270,8 +318,15 @@ def test_refusals():
     broken = jax.tree.map(lambda leaf: leaf * jnp.nan, objective.params)
     state = objective.model_state
     broken = sf.Objective.from_model(objective.model, broken, state, objective.data)
-    with pytest.raises(sf.InputError, match="no change keeps the function"):
+    with pytest.raises(sf.InputError, match="^parameters: hold numbers that are not finite"):
         sf.invariance_table(broken, "path_norm")
+    matrix = {"w": jnp.ones((3, 2))}
+    unnamed = sf.Objective.from_model(
+        sf.Model.from_functions(lambda key, x: matrix, lambda w, x: x @ w["w"]),
+        matrix, {}, (jnp.ones((4, 3)), jnp.zeros(4, int)),
+    )  # fmt: skip
+    with pytest.raises(sf.InputError, match="no change keeps the function"):
+        sf.invariance_table(unnamed, "parameter_norm")
 
 
 def test_a_metric_that_fails_is_named_and_leaves_the_others(own):

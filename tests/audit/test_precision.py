@@ -155,6 +155,45 @@ def test_random_metrics_are_compared_by_their_errors(own):
     assert re.search(r"\d\.\d s\.e\. of 0\.[67]\d?%", line)
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "digits"),
+    [(1.0, 1.0625, 1.51), (2.0, 2.0, 16), (0.0, 1.0, 0), (1.0, np.inf, 0), (0.0, 0.0, 0)],
+)
+def test_a_bisection_has_no_more_digits_than_its_bracket(own, low, high, digits):
+    @sf.metric
+    def bisected(objective, key):
+        """The middle of a bracket."""
+        return sf.Estimate(1.0, 0.0, True, {"low": np.array(low), "high": np.float64(high)})
+
+    table = sf.precision_table(bowl(jnp.array([0.1, 0.2])), "bisected")
+    assert [row.digits for row in table.rows] == pytest.approx([digits] * 3, abs=0.01)
+    assert f"{digits:.1f} digits" in str(table)
+    assert "digits of a bisection: no more than the width of its last bracket" in str(table)
+
+
+def test_the_bisections_of_ours_leave_their_brackets():
+    """To 1/16 of the value, which is the middle: 1.5 digits."""
+    for name in ("critical_sharpness", "worst_case_radius", "worst_case_radius_magnitude"):
+        found = sf.measure(network(), name)
+        row = precision.PrecisionRow(name, {}, "float32", found, found)
+        assert row.digits == row.resolution == pytest.approx(1.5, abs=0.35)
+
+
+def test_a_loss_that_is_not_finite_in_a_format_is_a_failure_there():
+    steep = sf.Objective.from_function(
+        lambda w, batch: jnp.sum(w**2) + jnp.inf, jnp.array([0.1, 0.2]), ONE
+    )
+    with pytest.raises(sf.InputError, match="^loss: is inf at these parameters"):
+        sf.precision_table(steep, "parameter_norm")
+    small = sf.Objective.from_function(
+        lambda w, batch: jnp.where(w.dtype == jnp.bfloat16, jnp.inf, 1.0) * jnp.sum(w**2),
+        jnp.array([0.1, 0.2]), ONE,
+    )  # fmt: skip
+    rows = by_format(sf.precision_table(small, "parameter_norm"))
+    assert "loss: is inf at these parameters" in str(rows["bfloat16"].estimate.details["error"])
+    assert rows["float32"].digits > 6
+
+
 def test_failures_and_lost_certificates_are_said(own):
     @sf.metric
     def fragile(objective, key):
@@ -201,14 +240,14 @@ def test_bad_input():
         sf.precision_table(objective, "parameter_nrm")
     with pytest.raises(sf.InputError, match="path_norm: .*no outputs"):
         sf.precision_table(objective, "path_norm")
-    with pytest.raises(sf.InputError, match="not finite"):
+    with pytest.raises(sf.InputError, match="^parameters: hold numbers that are not finite"):
         sf.precision_table(bowl(jnp.array([0.1, jnp.nan])), "parameter_norm")
 
 
 def test_of_all_metrics_those_are_skipped_that_the_state_does_not_give():
     objective = network()
     inputs = {"opt_state": optax.sgd(0.1).init(objective.params)}
-    asked, skipped = chosen(objective, None, inputs, {})
+    asked, skipped = chosen(objective, None, inputs)
     assert "holds no second moments" in skipped["preconditioned_sharpness"]
     assert "preconditioned_sharpness" not in [name for name, _ in asked]
 

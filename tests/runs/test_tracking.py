@@ -270,8 +270,10 @@ def test_a_full_disk_stops_the_training(tmp_path, monkeypatch):
         raise OSError("no space left")
 
     monkeypatch.setattr(tracking, "load_tree", full)
-    with pytest.raises(OSError, match="no space left"):
-        sf.train(study(tmp_path, ["distance_from_initialization"]), tmp_path)
+    sf.train(study(tmp_path, ["distance_from_initialization"]), tmp_path)
+    (run,) = sf.load_runs(tmp_path)
+    assert run.status["status"] == "failed"
+    assert "no space left" in run.status["reason"]
 
 
 def test_a_loss_that_is_not_finite_is_each_ones_error(tmp_path):

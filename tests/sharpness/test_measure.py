@@ -1,12 +1,14 @@
 """measure: one metric or many, inputs, errors, shared passes."""
 
 import re
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
-from helpers import quadratic
+from helpers import ONE, quadratic
 
 import sharpflat as sf
 from sharpflat.objective import sharing
@@ -280,7 +282,11 @@ def network(policy="running", chunk=None):
             "gradient_norm",
             "chunk: 30 does not divide the 40 examples",
         ),
-        (lambda: quadratic(BOWL, [np.nan, 0, 0]), "gradient_norm", "params: hold numbers that are"),
+        (
+            lambda: quadratic(BOWL, [np.nan, 0, 0]),
+            "gradient_norm",
+            "^parameters: hold numbers that",
+        ),
         (
             lambda: sf.Objective.from_function(
                 jnp.sum, jnp.ones(1), (jnp.ones((0, 1)), jnp.ones(0))
@@ -295,6 +301,66 @@ def test_what_cannot_be_measured_is_refused_by_name_before_any_work(
 ):
     with pytest.raises(sf.InputError, match=message):
         sf.measure(objective(), [first, spec])
+
+
+def with_average(value):
+    """Batch norm's averages with one number replaced."""
+    whole = network()
+    leaves, structure = jax.tree.flatten(whole.model_state)
+    broken = [leaves[0].at[0].set(value), *leaves[1:]]
+    return replace(whole, model_state=jax.tree.unflatten(structure, broken))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        (lambda v: quadratic(BOWL, floor=v), "loss: is {value} at these parameters; nothing can"),
+        (lambda v: quadratic(BOWL, [v, 0, 0]), "parameters: hold numbers that are not finite"),
+        (lambda v: held_fixed(v), "parameters: hold numbers that are not finite"),
+        (with_average, "model_state: hold numbers that are not finite"),
+    ],
+    ids=["loss", "parameters", "held fixed", "averages"],
+)
+def test_nothing_is_measured_where_numbers_are_not_finite(first, broken, message, value):
+    with pytest.raises(sf.InputError, match=f"^{message.format(value=value)}"):
+        sf.measure(broken(value), [first, "parameter_norm"])
+
+
+def held_fixed(value):
+    """The broken number is among the parameters that `restrict` holds fixed."""
+    params = {"a": jnp.ones(2), "b": jnp.full(1, value)}
+    whole = sf.Objective.from_function(lambda w, batch: jnp.sum(w["a"] ** 2), params, ONE)
+    return whole.restrict("a")
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_inputs_are_finite_too(first, value):
+    objective, start = quadratic(BOWL), {"w": jnp.array([1.0, value, 0.0])}
+    state = optax.ScaleByRssState(start)
+    for name, inputs in (
+        ("distance_from_initialization", {"initial_params": start}),
+        ("preconditioned_sharpness", {"opt_state": (optax.EmptyState(), state)}),
+    ):
+        (given,) = inputs
+        said = f"^{name}: {given}: hold numbers that are not finite"
+        with pytest.raises(sf.InputError, match=said):
+            sf.measure(objective, [first, name], **inputs)
+        assert sf.measure(objective, ["parameter_norm"], **inputs)[0].converged, "it takes none"
+
+
+def test_a_loss_that_raises_is_the_error_of_those_that_need_it():
+    def loss(params, batch):
+        return jax.pure_callback(failing, jax.ShapeDtypeStruct((), jnp.float32), params)
+
+    def failing(params):
+        raise RuntimeError("no luck")
+
+    objective = sf.Objective.from_function(loss, jnp.ones(3), ONE)
+    with pytest.warns(UserWarning, match="low_pass_filter"):
+        norm, mean = sf.measure(objective, ["parameter_norm", "low_pass_filter"])
+    assert norm.converged
+    assert "no luck" in str(mean.details["error"])
 
 
 def test_from_ratio():

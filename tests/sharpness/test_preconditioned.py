@@ -30,7 +30,7 @@ def preconditioner(name):
     average = sum((1 - decay) * decay ** (2 - step) * squares[step] for step in range(3))
     if name == "rmsprop":
         return np.sqrt(average + 1e-8)
-    return np.sqrt(average / (1 - decay**3)) + 1e-8
+    return (1 - 0.9**3) * (np.sqrt(average / (1 - decay**3)) + 1e-8)
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [(True, 1e-6), (False, 1e-3)])
@@ -42,8 +42,7 @@ def test_against_the_dense_product(name, precision, tolerance):
     with jax.enable_x64(precision):
         bowl = quadratic(matrix)
         state = state_of(sf.optimizers[name](), bowl.params)
-        epsilon = 1e-7 if name == "adagrad" else 1e-8
-        spec = {"preconditioned_sharpness": {"tolerance": tolerance / 10, "epsilon": epsilon}}
+        spec = {"preconditioned_sharpness": {"tolerance": tolerance / 10}}
         estimate = sf.measure(bowl, spec, opt_state=state)
     assert estimate.converged
     assert estimate.value == pytest.approx(expected, rel=tolerance)
@@ -57,14 +56,14 @@ RULES = {
     "corrected rmsprop": optax.scale_by_rms(decay=0.99, bias_correction=True),
     "centred rmsprop": optax.scale_by_stddev(decay=0.99),
     "corrected centred rmsprop": optax.scale_by_stddev(decay=0.99, bias_correction=True),
-    "adagrad": optax.scale_by_rss(eps=1e-8),
+    "adagrad": optax.scale_by_rss(),
 }
 HISTORY = np.array([5.0, -1.0, 0.3, 2.0]) * GRADIENT, np.array([1.0, 1.0, -3.0, 0.2])
 
 
 @pytest.mark.parametrize("name", RULES)
 def test_it_is_what_the_optimizer_divides_its_step_by(name, x64):
-    """P = m̂ / step, with Optax's own step: for AMSGrad from the largest ν, for none by β₁."""
+    """P = m / step, m the average of gradients before its correction, with Optax's own step."""
     bowl, matrix = quadratic(rotated(SPECTRUM)), rotated(SPECTRUM)
     state = RULES[name].init(bowl.params)
     for gradient in HISTORY:
@@ -72,13 +71,97 @@ def test_it_is_what_the_optimizer_divides_its_step_by(name, x64):
         step, state = RULES[name].update(gradient, state)
     mean = gradient["w"]
     if name in ("adam", "yogi", "amsgrad"):
-        mean = state.mu["w"] / (1 - 0.9**2)
+        mean = state.mu["w"]
     root = np.asarray(mean / step["w"]) ** -0.5
     expected = np.linalg.eigvalsh(root[:, None] * matrix * root)[-1]
     spec = {"preconditioned_sharpness": {"b2": 0.99, "tolerance": 1e-8}}
     estimate = sf.measure(bowl, spec, opt_state=(optax.EmptyState(), {"inner": (state,)}))
     assert estimate.value == pytest.approx(expected, rel=1e-6)
     assert estimate.converged
+
+
+@pytest.mark.parametrize("count", [1, 2, 50])
+def test_the_bias_correction_of_the_first_moment_is_a_part_of_adams(count, x64):
+    """P = (1 − β₁ᵗ)(√(ν/(1 − β₂ᵗ)) + ε): ten times smaller than √ν̂ after one update."""
+    matrix = np.diag([3.0, 2.0])
+    moments = {"w": jnp.array([4.0, 1.0])}
+    state = optax.ScaleByAdamState(jnp.asarray(count), {"w": jnp.array([9.0, 9.0])}, moments)
+    p = (1 - 0.8**count) * (np.sqrt(np.array([4.0, 1.0]) / (1 - 0.9**count)) + 0.5)
+    spec = {"preconditioned_sharpness": {"b1": 0.8, "b2": 0.9, "epsilon": 0.5}}
+    estimate = sf.measure(quadratic(matrix), spec, opt_state=state)
+    assert estimate.value == pytest.approx(max(3 / p[0], 2 / p[1]), rel=1e-6)
+
+
+def test_the_numbers_are_the_optimizers_own(x64):
+    """Those of `hyperparams`, or of a state that carries them; an argument goes before both."""
+    own = {"b1": 0.8, "b2": 0.9, "eps": 1e-2}
+    bowl = quadratic(rotated(SPECTRUM))
+    state = state_of(optax.adam(0.1, **own), bowl.params)
+    injected = state_of(optax.inject_hyperparams(optax.adam)(0.1, **own), bowl.params)
+
+    def value(opt_state, hyperparams=None, **arguments):
+        spec = {"preconditioned_sharpness": {"tolerance": 1e-8, **arguments}}
+        return sf.measure(bowl, [spec], opt_state=opt_state, hyperparams=hyperparams)[0].value
+
+    given = {"b1": 0.8, "b2": 0.9, "epsilon": 1e-2}
+    right = value(state, **given)
+    assert value(state, {"learning_rate": 0.1, **own}) == pytest.approx(right, rel=1e-6)
+    assert value(state, given) == pytest.approx(right, rel=1e-6)
+    assert value(injected) == pytest.approx(right, rel=1e-6)
+    wrong = {"b1": 0.5, "b2": 0.99, "epsilon": 1.0}
+    assert value(injected, wrong) == pytest.approx(value(state, **wrong), rel=1e-6)
+    assert value(injected, wrong, **given) == pytest.approx(right, rel=1e-6)
+    assert abs(value(state) / right - 1) > 0.1, "Optax's defaults are others"
+    assert value(state) == pytest.approx(value(state, b1=0.9, b2=0.999, epsilon=1e-8), rel=1e-6)
+    with pytest.raises(sf.InputError, match="hyperparams: expected numbers by name, got 0.9"):
+        value(state, 0.9)
+
+
+def test_the_decay_of_rmsprop_is_its_own(x64):
+    bowl = quadratic(rotated(SPECTRUM))
+    rule = optax.scale_by_rms(decay=0.7, bias_correction=True)
+    state = state_of(rule, bowl.params)
+    name = "preconditioned_sharpness"
+    handed = sf.measure(bowl, name, opt_state=state, hyperparams={"decay": 0.7, "b2": 0.1}).value
+    assert handed == sf.measure(bowl, name, opt_state=state, b2=0.7).value
+    assert handed != sf.measure(bowl, name, opt_state=state).value
+
+
+def moments(name, squares):
+    """A state whose second moments are these."""
+    tree, count = {"w": jnp.asarray(squares)}, jnp.asarray(3)
+    zeros = jax.tree.map(jnp.zeros_like, tree)
+    return {
+        "adam": lambda: optax.ScaleByAdamState(count, zeros, tree),
+        "amsgrad": lambda: optax.ScaleByAmsgradState(count, zeros, tree, tree),
+        "rmsprop": lambda: optax.ScaleByRmsState(tree),
+        "centred": lambda: optax.ScaleByRStdDevState(zeros, tree),
+        "adagrad": lambda: optax.ScaleByRssState(tree),
+    }[name]()
+
+
+@pytest.mark.parametrize("name", ["adam", "amsgrad", "rmsprop", "centred", "adagrad"])
+def test_moments_that_are_none_are_refused(name):
+    bowl, asked = quadratic(rotated(SPECTRUM)), "preconditioned_sharpness"
+    estimate = sf.measure(bowl, asked, opt_state=moments(name, [1.0, 1e-6, 0.0, 2.0]))
+    assert estimate.converged
+    with pytest.raises(sf.InputError, match="opt_state: its second moments are negative or not"):
+        sf.measure(bowl, asked, opt_state=moments(name, [1.0, -1e-3, 0.0, 2.0]))
+    for broken in (np.nan, np.inf):
+        with pytest.raises(sf.InputError, match="opt_state: hold numbers that are not finite"):
+            sf.measure(bowl, asked, opt_state=moments(name, [1.0, broken, 1.0, 2.0]))
+
+
+def test_adamax_is_refused_where_its_moments_tell():
+    bowl = quadratic(rotated(SPECTRUM))
+    for updates in (1, 3, 30):
+        state = state_of(optax.adamax(0.1), bowl.params, updates)
+        with pytest.raises(sf.InputError, match="opt_state: its moments are as Adamax keeps them"):
+            sf.measure(bowl, "preconditioned_sharpness", opt_state=state)
+        state = state_of(optax.adam(0.1), bowl.params, updates)
+        assert sf.measure(bowl, "preconditioned_sharpness", opt_state=state).converged
+    large = optax.ScaleByAdamState(jnp.asarray(9), {"w": jnp.ones(4)}, {"w": jnp.full(4, 4.0)})
+    assert sf.measure(bowl, "preconditioned_sharpness", opt_state=large, b2=0.999).converged
 
 
 def test_a_parameter_that_adagrad_never_moved_is_held_fixed(x64):

@@ -8,8 +8,8 @@ as in `curvature.py`), and a small perceptron without batch norm on 1,000 digits
 matrices PyTorch also computes in float64, and whose traces are means over `--seeds` seeds on each
 side: a bias would show that one seed's error hides. Allowed: 1e-8 for loss, gradient norm and
 products in float64; 0.2 % for λmax; two standard errors of the difference for traces, beyond which
-one honest comparison in twenty lies. It ends with an error where something else, or a trace by more than four
-standard errors, is apart.
+one honest comparison in twenty lies. It ends with an error where something else, or a trace by more
+than four standard errors, is apart.
 """
 
 from __future__ import annotations

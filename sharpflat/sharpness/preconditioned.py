@@ -66,7 +66,8 @@ def preconditioned_sharpness(
         b1: β₁ of the bias correction.
         b2: β₂ of the bias correction, of Adam or of RMSProp with one (there its decay).
         epsilon: ε.
-        tolerance: relative, of the residual and of what may lie further out, as for `hessian_top_eigenvalues`.
+        tolerance: relative, of the residual and of what may lie further out, as for
+            `hessian_top_eigenvalues`.
         max_steps: Lanczos steps at most.
         parameters: pattern of the parameters' names; the others are held fixed.
 

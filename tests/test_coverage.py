@@ -17,12 +17,21 @@ CASES = [case for name in MODULES for case in importlib.import_module(f"cases.{n
 
 
 def covered(case, seeds=SEEDS):
-    """Fraction of seeds whose interval holds the truth, mean value, mean standard error."""
+    """Fraction of seeds whose interval holds the truth, mean value, mean standard error.
+
+    `metric.detail` is that number among a metric's details, with its own standard error.
+    """
     objective = case.objective()
-    spec = {case.metric: case.arguments}
+    metric, _, detail = case.metric.partition(".")
+    spec = {metric: case.arguments}
     found = [sf.measure(objective, spec, seed=seed, **case.inputs) for seed in range(seeds)]
-    values = np.array([estimate.value for estimate in found])
-    errors = np.array([estimate.standard_error for estimate in found], dtype=np.float64)
+    pairs = [
+        (e.details[detail], e.details[f"{detail}_standard_error"])
+        if detail
+        else (e.value, e.standard_error)
+        for e in found
+    ]
+    values, errors = np.array(pairs, dtype=np.float64).T
     inside = np.abs(values - case.truth) <= 1.96 * errors
     return inside.mean(), values.mean(), errors.mean()
 

@@ -10,6 +10,7 @@ from test_coverage import CASES
 
 import sharpflat as sf
 from sharpflat.sharpness import check
+from sharpflat.sharpness.measuring import missing_inputs
 
 DOCS = Path(__file__).parents[1] / "docs"
 GUIDE = (DOCS / "metrics.md").read_text(encoding="utf-8")
@@ -51,7 +52,8 @@ def test_the_guide_tells_what_measures_need():
     plain = sf.Objective.from_function(lambda w, batch: jnp.zeros(()), params, data)
     (paragraph,) = (p for p in GUIDE.split("\n\n") if p.startswith("**What they need.**"))
     named = set(re.findall(r"`(\w+)`", paragraph))
-    inputs = {name: entry.inputs for name, entry in sf.metrics.items() if entry.inputs}
+    needed = {name: missing_inputs(entry, {}) for name, entry in sf.metrics.items()}
+    inputs = {name: given for name, given in needed.items() if given}
     for name, entry in sf.metrics.items():
         if name in named - set(inputs):
             with pytest.raises(sf.InputError, match="from_function has no outputs"):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,10 +15,30 @@ from sharpflat.objective import Objective
 from sharpflat.registry import Count, Positive, metric
 from sharpflat.sharpness.base import Estimate
 from sharpflat.sharpness.crossing import Crossing, first_crossing
+from sharpflat.sharpness.gradient_norms import scaled
 from sharpflat.sharpness.sam import loss_and_gradient
 
 START = 0.1
 ROUNDINGS = 8
+Direction = Literal["gradient", "sign"]
+
+
+class Descent(NamedTuple):
+    """A direction Δ = `size` · `step`, down which to go, beside the gradient `largest` · u.
+
+    `step` and u have a largest magnitude of 1, so that squares stay in range; zero for g = 0.
+    """
+
+    step: Any
+    size: jax.Array
+    largest: jax.Array
+    slope: jax.Array
+    """`step` · u."""
+    gradient_norm: jax.Array
+
+    def total_slope(self) -> float:
+        """Δᵀg, in double precision."""
+        return float(self.size) * float(self.largest) * float(self.slope)
 
 
 @metric(cost=lambda examples, arguments: 1 + min(arguments["evaluations"], 12) / 3)
@@ -25,30 +46,34 @@ def critical_sharpness(
     objective: Objective,
     key: jax.Array,
     *,
+    direction: Direction = "gradient",
     tolerance: Positive = 1 / 16,
     evaluations: Count = 60,
 ) -> Estimate:
-    """2 / η_c, with η_c the learning rate at which a gradient step stops lowering the loss.
+    """2 / η_c, with η_c the learning rate at which a step stops lowering the loss.
 
-    λ_c = 2 / η_c, η_c = min { η > 0 : L(w − η g) > L(w) }, g = ∇L(w), by forward passes only; in
-    units of loss per squared parameter. On a quadratic it is gᵀHg / gᵀg, the curvature along g.
-    From η = 0.1 the step is doubled or halved until the loss turns, then bisected; doubling can
-    jump over the first crossing, so that η_c is then too large and λ_c too small. The source takes
-    the direction of an optimizer's update; this one is gradient descent's.
+    λ_c = 2 / η_c, η_c = min { η > 0 : L(w − η Δ) > L(w) }, by forward passes only, with Δ = g, the
+    gradient ∇L(w), or its sign; in units of one over the learning rate, which for Δ = g is loss
+    per squared parameter. On a quadratic it is ΔᵀHΔ / Δᵀg, for Δ = g the curvature along g. From
+    η = 0.1 the step is doubled or halved until the loss turns, then bisected; doubling can jump
+    over the first crossing, so that η_c is then too large and λ_c too small. The source takes the
+    direction of an optimizer's update: these are gradient descent's, and that of sign descent,
+    which is Adam's without its memory.
 
     Args:
         objective: L, at its parameters w.
         key: not used.
+        direction: Δ, `gradient` or `sign`.
         tolerance: relative width of the bracket of η_c at the end; the value is at most half of
             it from either end.
         evaluations: of the loss, at most.
 
     Returns:
         `standard_error` is 0. `converged` if the bracket is within `tolerance` and the loss's
-        rounding cannot have moved it: `tolerance` · gᵀg η_c is above 8 units of rounding of L(w).
+        rounding cannot have moved it: `tolerance` · Δᵀg η_c is above 8 units of rounding of L(w).
         False where the gradient is exactly zero (the value is then NaN), and where the loss never
         rises again, or rises at once, over the scales tried (the value is then that of the last).
-        Details: `low` and `high` of η_c, `evaluations`, `gradient_norm`.
+        Details: `low` and `high` of η_c, `evaluations`, `gradient_norm`, `slope` = Δᵀg.
 
     Raises:
         InputError: never for itself.
@@ -63,31 +88,38 @@ def critical_sharpness(
     Source: arXiv 2601.16979, λ_c = 2 / η_c, with its bisection to 1/16.
     """
     loss, gradient = objective.shared(loss_and_gradient, key)
-    found, norm = _critical_step(objective, loss, gradient, tolerance, evaluations)
-    low, high, norm, scale = (float(part) for part in (found.low, found.high, norm, found.scale))
+    found, descent = _critical_step(objective, loss, gradient, direction, tolerance, evaluations)
+    low, high, norm, scale = (
+        float(part) for part in (found.low, found.high, descent.gradient_norm, found.scale)
+    )
     value = 2 / scale if norm > 0 else math.nan
     rounding = ROUNDINGS * float(jnp.finfo(loss.dtype).eps) * abs(float(loss))
-    seen = tolerance * norm**2 * scale > rounding
+    slope = descent.total_slope()
+    seen = tolerance * slope * scale > rounding
     converged = bool(norm > 0 and found.within(tolerance) and seen)
-    details = {"low": low, "high": high, "gradient_norm": norm}
+    details = {"low": low, "high": high, "gradient_norm": norm, "slope": slope}
     counted = {"evaluations": np.asarray(found.evaluations)}
     return Estimate(value, 0.0, converged, {**_arrays(details), **counted})
 
 
 @metric(cost=lambda examples, arguments: 3)
-def directional_sharpness(objective: Objective, key: jax.Array) -> Estimate:
-    """The curvature of the loss along its gradient.
+def directional_sharpness(
+    objective: Objective, key: jax.Array, *, direction: Direction = "gradient"
+) -> Estimate:
+    """The curvature of the loss along its gradient, or along the gradient's sign.
 
-    gᵀHg / gᵀg, g = ∇L(w), H = ∇²L(w): the source's ΔᵀHΔ / Δᵀg for Δ = g, in units of loss per
-    squared parameter. A gradient step of 2 over it leaves a quadratic's loss as it is.
+    ΔᵀHΔ / Δᵀg, g = ∇L(w), H = ∇²L(w), with Δ = g or its sign; in units of one over a learning
+    rate, which for Δ = g is loss per squared parameter. A step of 2 over it along −Δ leaves a
+    quadratic's loss as it is.
 
     Args:
         objective: L, at its parameters w.
         key: not used.
+        direction: Δ, `gradient` or `sign`.
 
     Returns:
         `standard_error` is 0. `converged` if the value is finite; where the gradient is exactly
-        zero it is NaN. Details: `gradient_norm`, `loss`.
+        zero it is NaN. Details: `gradient_norm`, `loss`, `slope` = Δᵀg.
 
     Raises:
         InputError: never for itself.
@@ -102,33 +134,53 @@ def directional_sharpness(objective: Objective, key: jax.Array) -> Estimate:
     Source: arXiv 2601.16979, directional sharpness.
     """
     loss, gradient = objective.shared(loss_and_gradient, key)
-    curvature, norm = (float(part) for part in _along(objective, gradient))
-    details = _arrays({"gradient_norm": norm, "loss": float(loss)})
-    return Estimate(curvature, 0.0, math.isfinite(curvature), details)
+    curvature, descent = _along(objective, gradient, direction)
+    details = _arrays(
+        {
+            "gradient_norm": float(descent.gradient_norm),
+            "loss": float(loss),
+            "slope": descent.total_slope(),
+        }
+    )
+    return Estimate(float(curvature), 0.0, math.isfinite(curvature), details)
 
 
-@jax.jit
+def _descent(gradient: Any, direction: Direction) -> Descent:
+    unit, largest = scaled(gradient)
+    signs = direction == "sign"
+    step = jax.tree.map(jnp.sign, unit) if signs else unit
+    size = jnp.ones_like(largest) if signs else largest
+    return Descent(step, size, largest, trees.vdot(step, unit), largest * trees.norm(unit))
+
+
+@functools.partial(jax.jit, static_argnames="direction")
 def _critical_step(
-    objective: Objective, loss: jax.Array, gradient: Any, tolerance: float, limit: int
-) -> tuple[Crossing, jax.Array]:
-    """The bracket of η_c, and ‖g‖."""
+    objective: Objective,
+    loss: jax.Array,
+    gradient: Any,
+    direction: Direction,
+    tolerance: float,
+    limit: int,
+) -> tuple[Crossing, Descent]:
+    """The bracket of η_c, and Δ."""
+    descent = _descent(gradient, direction)
 
     def passed(rate: jax.Array, state: Any) -> tuple[jax.Array, Any]:
-        there = objective.loss(trees.add_scale(objective.params, -rate, gradient))
-        return ~(there <= loss), state
+        moved = trees.add_scale(objective.params, -rate * descent.size, descent.step)
+        return ~(objective.loss(moved) <= loss), state
 
     start = jnp.full_like(loss, START)
-    norm = trees.norm(gradient)
     # Along a gradient of zero there is nothing to look for.
-    return first_crossing(passed, start, tolerance, jnp.where(norm > 0, limit, 0)), norm
+    allowed = jnp.where(descent.largest > 0, limit, 0)
+    return first_crossing(passed, start, tolerance, allowed), descent
 
 
-@jax.jit
-def _along(objective: Objective, gradient: Any) -> tuple[jax.Array, jax.Array]:
-    """gᵀHg / gᵀg through the unit vector, whose square does not underflow; and ‖g‖."""
-    norm = trees.norm(gradient)
-    unit = trees.scale(1 / norm, gradient)
-    return trees.vdot(unit, objective.hvp(objective.params, unit)), norm
+@functools.partial(jax.jit, static_argnames="direction")
+def _along(objective: Objective, gradient: Any, direction: Direction) -> tuple[jax.Array, Descent]:
+    """ΔᵀHΔ / Δᵀg, and Δ."""
+    descent = _descent(gradient, direction)
+    product = trees.vdot(descent.step, objective.hvp(objective.params, descent.step))
+    return product / descent.slope * (descent.size / descent.largest), descent
 
 
 def _arrays(numbers: dict[str, float]) -> dict[str, Any]:

@@ -62,6 +62,9 @@ def gradient_norm(objective: Objective, key: jax.Array) -> Estimate:
         `standard_error` is 0; `converged` if the norm is finite. Details: `largest` = ‖∇L‖_∞ and
         `loss` = L.
 
+    Raises:
+        InputError: never for itself.
+
     Example:
         >>> import jax.numpy as jnp, sharpflat as sf
         >>> bowl = sf.Objective.from_function(

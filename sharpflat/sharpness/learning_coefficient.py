@@ -27,7 +27,7 @@ from sharpflat.sharpness.langevin import (
 )
 from sharpflat.sharpness.subsets import exact_gradient, whole_chunks
 
-MIXED, FILLED = 1.1, 1.5
+MIXED, FILLED = 1.1, 4.0
 OF_STABLE = 1.0
 """ε k for the default step, k the largest curvature; the step is stable below 4."""
 
@@ -69,9 +69,9 @@ def local_learning_coefficient(
 
     The chains start with no width. Along a direction of little curvature the drift is ε γ / 2 a
     step, so that the variance after t steps is short of its end by exp(−ε γ t); along one of
-    curvature h_i by exp(−ε (n β h_i + γ) t). Where `burn_in` · ε γ ≥ 1.5 the flattest directions
-    are short by 22 % at most when recording begins, those of n β h_i = γ, of which half counts, by
-    5 %. With the default ε that asks for n β h ≤ (`burn_in` / 1.5 − 1) γ, 65 γ by default.
+    curvature h_i by exp(−ε (n β h_i + γ) t). Where `burn_in` · ε γ ≥ 4 no direction, however flat,
+    is short by more than 2 % when recording begins, and neither is λ̂. With the default ε that asks
+    for n β h ≤ (`burn_in` / 4 − 1) γ, 24 γ by default.
 
     Args:
         objective: L, at its parameters w*, which should be a minimum.
@@ -90,13 +90,15 @@ def local_learning_coefficient(
         failed (its loss is not finite, its mean is negative, as around no minimum, or above the
         number of parameters, twice what theory allows) or the chains, taken together, still drift
         (their second halves differ from the first at 99 % confidence and by 1 %), have come apart
-        (split R̂ above 1.1) or are wider than p (their virial, the mean of (w − w*) · ∇(−log p) per
-        parameter, is above 1 at 99 % confidence and by 10 %), or there is only one, or the burn-in
-        is short for the flattest directions, `burn_in` · ε γ < 1.5. Never under `recalibrated`
-        batch norm, whose gradients hold the statistics fixed. Where a loss is not finite the value
-        is NaN. Details: `chains` = λ̂ of each, `failed` a chain, `trace` =
-        n β (L_B(w_t) − L_B(w*)) `[chains, burn_in + steps]`, `virials` a chain, `r_hat`, `filled` =
-        `burn_in` · ε γ, `step_size`, `curvature` = h (0 if not needed), `n_beta`, `examples` = n.
+        (split R̂ above 1.1) or are wider than p (`excess` is above 0 at 99 % confidence and by 10 %
+        of λ̂), or there is only one, or the burn-in is short for the flattest directions,
+        `burn_in` · ε γ < 4. Never under `recalibrated` batch norm, whose gradients hold the
+        statistics fixed. Where a loss is not finite the value is NaN. Details: `chains` = λ̂ of
+        each, `failed` a chain, `trace` = n β (L_B(w_t) − L_B(w*)) `[chains, burn_in + steps]`,
+        `excess` a chain, `r_hat`, `filled` = `burn_in` · ε γ, `step_size`, `curvature` = h (0 if
+        not needed), `n_beta`, `examples` = n. `excess` is half of what (w − w*) · ∇(−log p) has
+        more in the mean than p gives it: on a quadratic λ̂ is too large by that at most, and by that
+        where n β h_i is far above γ.
 
     Raises:
         InputError: fewer than two examples; under batch norm by the chunk's statistics, a chunk
@@ -115,24 +117,25 @@ def local_learning_coefficient(
     """
     n = objective.data.size
     n_beta = n / math.log(n)
-    (found, virials), step_size, curvature = _chains(
+    (found, excess), step_size, curvature = _chains(
         objective, jax.random.split(key, chains + 1), n_beta, localization, step_size,
         burn_in + steps, batch_size,
     )  # fmt: skip
-    trace, virials = n_beta * recorded(found), recorded(virials, burn_in)
+    trace, excess = n_beta * recorded(found), recorded(excess, burn_in) / 2
     kept = trace[:, burn_in:]
     means = kept.mean(axis=1)
     failed = ~((means >= 0) & (means <= trees.size(objective.params)))
     r_hat = split_r_hat(kept)
     filled = burn_in * float(step_size) * localization
-    settled = not drifts(kept) and r_hat <= MIXED and not too_wide(virials) and filled >= FILLED
+    narrow = not too_wide(excess, kept)
+    settled = not drifts(kept) and r_hat <= MIXED and narrow and filled >= FILLED
     finite = bool(np.isfinite(means).all())
     error = float(means.std(ddof=1) / math.sqrt(chains)) if chains > 1 and finite else None
     details = {
         "chains": means,
         "failed": failed,
         "trace": trace,
-        "virials": virials.mean(axis=1),
+        "excess": excess.mean(axis=1),
         "r_hat": np.float64(r_hat),
         "filled": np.float64(filled),
         "step_size": np.asarray(step_size),
@@ -172,7 +175,7 @@ def _chains(
     steps: int,
     batch_size: int,
 ) -> tuple[tuple[jax.Array, jax.Array], ArrayLike, jax.Array]:
-    """Each chain's L_B(w_t) − L_B(w*) and virials, ε and h."""
+    """Each chain's L_B(w_t) − L_B(w*) and excesses, ε and h."""
     curvature = jnp.zeros(())
     if step_size is None:
         curvature = largest_curvature(objective, keys[0], batch_size)

@@ -39,7 +39,8 @@ def spectral_norm_product(objective: Objective, key: jax.Array) -> Estimate:
     [height, width, in, out] is taken as a matrix [height · width · in, out]: the norm of that
     matrix, not of the convolution as an operator, which it bounds within √(height · width). Biases
     and batch norm's scales do not count; with batch norm the product is therefore no bound on the
-    network's Lipschitz constant, and changes with scales that leave the network as it is.
+    network's Lipschitz constant, and changes with scales that leave the network as it is. Units:
+    those of the kernels, multiplied.
 
     Args:
         objective: where to measure.
@@ -105,7 +106,7 @@ def normalized_margin(
     The margin is of the outputs before any softmax; the product is `spectral_norm_product`. The
     further factors of the paper's bound, ‖X‖ and the (2,1) norms, are left out. Negative where more
     than that share of examples is misclassified. Under `batch` batch norm the outputs are
-    normalised by each chunk's own statistics.
+    normalised by each chunk's own statistics. Units: those of the outputs, over the product's.
 
     Args:
         objective: where to measure.

@@ -38,6 +38,9 @@ def parameter_norm(objective: Objective, key: jax.Array) -> Estimate:
         `standard_error` is 0; `converged` if finite. Details: `norms`, one a parameter array in the
         order of `objective.layers()`.
 
+    Raises:
+        InputError: never for itself.
+
     Example:
         >>> import jax.numpy as jnp, sharpflat as sf
         >>> bowl = sf.Objective.from_function(
@@ -46,7 +49,8 @@ def parameter_norm(objective: Objective, key: jax.Array) -> Estimate:
         >>> sf.measure(bowl, "parameter_norm").value
         5.0
 
-    Source: Jiang et al. (2020), the parameter norm, there squared.
+    Source: Jiang et al. (2020), the parameter norm, there squared; their code (recalled) counts
+    weights alone, no biases, once batch norm has been merged into them.
     """
     return _total(_leaf_norms(objective.params))
 
@@ -88,7 +92,8 @@ def distance_from_initialization(
         5.0
 
     Source: Hoffer et al. (2017), section 3, where it grows like the logarithm of the steps; Jiang
-    et al. (2020), there squared.
+    et al. (2020), there squared; their code (recalled) counts weights alone, no biases, once batch
+    norm has been merged into them.
     """
     start = _matching(objective, initial_params)
     estimate = _total(_leaf_norms(trees.sub(objective.params, start)))
@@ -149,7 +154,8 @@ def path_norm(objective: Objective, key: jax.Array) -> Estimate:
     squared on an input of ones gives Σ over outputs of f_{w²}(1), whose root this is. That needs a
     network of layers linear in their weights, rectifiers and sums: others get a number without the
     meaning. Max-pooling passes on the largest sum of paths, not all of them, as in Jiang et al.'s
-    code. Rescaling weights between layers leaves it as it is.
+    code. Rescaling weights between layers leaves it as it is. Units: those of an output for inputs
+    of 1.
 
     Batch norm counts as a factor γ/√(var + ε) of each unit, from the stored averages under every
     policy but `recalibrated`, which takes those of this point, and β as a bias. The running means,

@@ -13,6 +13,7 @@ from sharpflat import trees
 from sharpflat.objective import Objective
 from sharpflat.registry import Count, InputError, NonNegative, Positive, metric
 from sharpflat.sharpness.base import Estimate
+from sharpflat.sharpness.gradient_norms import scaled
 from sharpflat.sharpness.subsets import needs_whole_chunks, subset_rows
 
 
@@ -140,15 +141,15 @@ def _one_rise(
     objective: Objective, rho: float, eta: float | None, loss: jax.Array, gradient: Any
 ) -> tuple[jax.Array, ...]:
     """L(w + ρ T² g / ‖T g‖) − L(w), ‖T g‖ and L(w); T = 1 without η."""
-    params = objective.params
-    scaled, step = gradient, gradient
+    params, toward, size = objective.params, gradient, None
     if eta is not None:
         size = jax.tree.map(lambda w: jnp.abs(w) + eta, params)
-        scaled = jax.tree.map(jnp.multiply, size, gradient)
-        step = jax.tree.map(jnp.multiply, size, scaled)
-    norm = trees.norm(scaled)
-    there = trees.add_scale(params, rho / jnp.where(norm > 0, norm, 1), step)
-    return objective.loss(there) - loss, norm, loss
+        toward = jax.tree.map(jnp.multiply, size, gradient)
+    unit, largest = scaled(toward)
+    length = trees.norm(unit)
+    step = unit if size is None else jax.tree.map(jnp.multiply, size, unit)
+    there = trees.add_scale(params, rho / jnp.where(length > 0, length, 1), step)
+    return objective.loss(there) - loss, largest * length, loss
 
 
 def _estimate(found: tuple[jax.Array, ...]) -> Estimate:

@@ -57,7 +57,9 @@ def worst_case_sharpness(
     `adaptive`. The rise is the largest seen, a lower bound of the maximum. Differs from the
     authors' code in this: their l2 steps under `adaptive` are normalised, and projected, in δ and
     not in z; and their momentum term has its sign reversed, against the formula that they and
-    Auto-PGD state, which is the one used here.
+    Auto-PGD state, which is the one used here. Further (recalled), they count improvements on the
+    best loss where Auto-PGD and this count rises from step to step, do not go back to the best
+    point at a halving, count checkpoints from zero, and apply momentum from the first step on.
 
     Args:
         objective: L, at its parameters w.

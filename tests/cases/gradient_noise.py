@@ -25,15 +25,27 @@ MATRIX = rotated(np.linspace(0.2, 6, 8))
 CENTERS = np.random.default_rng(5).normal(size=(20, 8))
 
 
-def alignment(matrix, centers):
+def seen_by_noise(matrix, centers):
     covariance = matrix @ np.cov(centers.T, ddof=0) @ matrix
-    seen = np.trace(matrix @ covariance) / np.trace(covariance)
-    return seen / (np.trace(matrix) / len(matrix))
+    return np.trace(matrix @ covariance) / np.trace(covariance)
+
+
+def alignment(matrix, centers):
+    return seen_by_noise(matrix, centers) / (np.trace(matrix) / len(matrix))
+
+
+def scattered():
+    return bowl(MATRIX, CENTERS, 0.3)
 
 
 CASES = [
+    Case("noise_curvature_alignment", "bowl", scattered, alignment(MATRIX, CENTERS)),
     Case(
-        "noise_curvature_alignment", "bowl", lambda: bowl(MATRIX, CENTERS, 0.3),
-        alignment(MATRIX, CENTERS),
-    )
+        "noise_curvature_alignment.noise_weighted_curvature", "bowl", scattered,
+        seen_by_noise(MATRIX, CENTERS), {"draws": 100},
+    ),
+    Case(
+        "noise_curvature_alignment.mean_eigenvalue", "bowl", scattered,
+        np.trace(MATRIX) / len(MATRIX),
+    ),
 ]  # fmt: skip

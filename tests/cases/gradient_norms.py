@@ -40,9 +40,18 @@ def sharpness(size):
     return float(np.mean(curvature / square))
 
 
+def ratio_of_expectations(size):
+    curvature, square = along_gradients(size)
+    return float(np.mean(curvature) / np.mean(square))
+
+
 CASES = [
     Case("batch_sharpness", "regression-2", regression, sharpness(2), {"batch_size": 2}),
     Case(
         "batch_sharpness", "regression-4", regression, sharpness(4), {"batch_size": 4, "draws": 30}
     ),
-]
+    Case(
+        "batch_sharpness.ratio_of_expectations", "regression-2", regression,
+        ratio_of_expectations(2), {"batch_size": 2},
+    ),
+]  # fmt: skip

@@ -55,6 +55,33 @@ def test_bowl_in_double_precision(x64):
     assert sf.measure(bowl(), "directional_sharpness").value == pytest.approx(ALONG, rel=1e-6)
 
 
+def test_along_the_sign_of_the_gradient(x64):
+    """Δ = sign g, which is not g: ΔᵀHΔ / Δᵀg on a quadratic, by both."""
+    signs = np.sign(GRADIENT)
+    exact = signs @ H @ signs / (signs @ GRADIENT)
+    assert abs(exact / ALONG - 1) > 0.1
+    estimate = sf.measure(bowl(), "critical_sharpness", direction="sign", tolerance=1e-8)
+    assert estimate.value == pytest.approx(exact, rel=1e-6)
+    assert estimate.converged
+    assert estimate.details["slope"] == pytest.approx(np.abs(GRADIENT).sum())
+    estimate = sf.measure(bowl(), "directional_sharpness", direction="sign")
+    assert estimate.value == pytest.approx(exact, rel=1e-12)
+    assert estimate.details["slope"] == pytest.approx(np.abs(GRADIENT).sum())
+
+
+def test_a_tiny_gradient_is_not_zero():
+    """1e-24 in single precision, whose square underflows."""
+    weights = 1e-24 * WEIGHTS
+    estimate = sf.measure(bowl(weights), "directional_sharpness")
+    assert estimate.value == pytest.approx(ALONG, rel=1e-3)
+    assert estimate.converged
+    assert estimate.details["gradient_norm"] == pytest.approx(1e-24 * np.linalg.norm(GRADIENT))
+    critical = sf.measure(bowl(weights), "critical_sharpness", evaluations=5)
+    assert critical.details["gradient_norm"] == estimate.details["gradient_norm"]
+    assert np.isfinite(critical.value)
+    assert not critical.converged, "the loss itself is below the smallest number"
+
+
 def test_bowl_in_single_precision():
     estimate = sf.measure(bowl(), "critical_sharpness", tolerance=1e-4)
     assert estimate.value == pytest.approx(ALONG, rel=1e-3)
@@ -139,6 +166,7 @@ def test_a_loss_that_is_not_finite_counts_as_risen(x64):
         ({"tolerance": 0}, "critical_sharpness.tolerance"),
         ({"evaluations": 0}, "critical_sharpness.evaluations"),
         ({"steps": 5}, "unknown key 'steps'"),
+        ({"direction": "random"}, "critical_sharpness.direction"),
     ],
 )
 def test_bad_arguments_are_named(arguments, message):

@@ -30,6 +30,15 @@ def test_exactly_zero_gradient_and_known_sharpness(solver, epsilon, x64):
     assert estimate.details["phi_sign"] == pytest.approx(expected, rel=1e-9)
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_known_sharpness_in_single_precision(solver):
+    minimum, floor, epsilon = np.array([1.0, -2.0, 0.0, 3.0]), 0.5, 0.1
+    expected = 100 * 0.5 * np.sum(H * (epsilon * (np.abs(minimum) + 1)) ** 2) / (1 + floor)
+    estimate = phi(quadratic(np.diag(H), minimum, floor), solver=solver, epsilon=epsilon)
+    assert estimate.value == pytest.approx(expected, rel=1e-3)
+    assert estimate.converged
+
+
 def test_a_start_at_zero_alone_is_honest_about_it():
     estimate = phi(quadratic(np.diag(H)), starts=("zero",))
     assert estimate.value == 0

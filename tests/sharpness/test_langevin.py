@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import quadratic, rotated
+from helpers import ONE, quadratic, rotated
 
 import sharpflat as sf
 from sharpflat.sharpness import langevin
@@ -25,18 +25,42 @@ def run(objective, posterior, step_size, steps, batch_size, chains=64, seed=0):
 def test_variance_of_a_gaussian_at_every_stable_step(share, x64):
     """h = 3, strength 2, pull 4: k = 10, ½ h E w² = 0.15; Euler's were 1 / (1 − ε k/4) wider."""
     bowl, steps = quadratic([[3.0]]), 10_000 if share < 1 else 2000
-    rises, virials = run(bowl, Posterior(2.0, 4.0), share / 10, steps, 1)
+    rises, excess = run(bowl, Posterior(2.0, 4.0), share / 10, steps, 1)
     settled = np.asarray(rises)[:, 200:].mean(axis=1)
     error = settled.std(ddof=1) / 8
     assert abs(settled.mean() - 0.15) < 4 * error
     assert error < 0.01 * 0.15
-    assert np.asarray(virials)[:, 200:].mean() == pytest.approx(1, abs=0.05)
+    assert np.asarray(excess)[:, 200:].mean() == pytest.approx(0, abs=0.05)
 
 
 def test_steps_beyond_stability_explode(x64):
-    rises, virials = run(quadratic([[3.0]]), Posterior(2.0, 4.0), 4.2 / 10, 500, 1)
+    rises, excess = run(quadratic([[3.0]]), Posterior(2.0, 4.0), 4.2 / 10, 500, 1)
     assert np.asarray(rises)[:, -1].mean() > 1e3
-    assert too_wide(np.asarray(virials))
+    assert too_wide(np.asarray(excess), np.asarray(rises))
+
+
+def scattered(w, batch):
+    """½ h w₁² + w₁ x̄: examples differ in their slope along the first of many parameters."""
+    return 1.5 * w[0] ** 2 + w[0] * jnp.mean(batch.inputs)
+
+
+def test_the_excess_is_the_width_of_the_noisy_directions_alone(x64):
+    """One noisy direction, k = 10, and 300 free ones: x = ε strength² S / (4 (1 − ε k/4))."""
+    slopes, step = jnp.asarray([6.0, -6.0])[:, None], 0.2
+    objective = sf.Objective.from_function(scattered, jnp.zeros(301), (slopes, jnp.zeros(2)))
+    rises, excess = run(objective, Posterior(2.0, 4.0), step, 4000, 1)
+    widening = step * 2.0**2 * 36 / (4 * (1 - step * 10 / 4))
+    found = np.asarray(excess)[:, 200:].mean(axis=1)
+    assert abs(found.mean() - widening) < 4 * found.std(ddof=1) / 8
+    assert found.std(ddof=1) / 8 < 0.01 * widening
+    assert np.asarray(rises)[:, 200:].mean() == pytest.approx(0.15 * (1 + widening), rel=0.02)
+
+
+def test_what_the_loss_leaves_free_has_no_excess():
+    free = sf.Objective.from_function(lambda w, batch: 0.0 * jnp.sum(w), jnp.ones(300), ONE)
+    rises, excess = run(free, Posterior(2.0, 4.0), 0.2, 50, 1, chains=4)
+    assert np.abs(excess).max() < 1e-3 * 300
+    assert not np.any(rises)
 
 
 def test_batches_are_drawn_without_replacement(x64):
@@ -87,11 +111,13 @@ def test_drift_is_seen_over_noise():
     assert drifts(np.full((4, 10), np.nan))
 
 
-def test_virials_above_one_are_too_wide():
-    assert not too_wide(traces(0.0) / 10)
-    assert not too_wide(traces(0.0) / 20), "below 1 the chains only have not filled up"
-    assert too_wide(traces(0.0) / 8)
-    assert too_wide(np.full((4, 10), np.nan))
+def test_excess_above_a_tenth_is_too_wide():
+    assert not too_wide(traces(0.0) - 10, traces(0.0))
+    assert not too_wide(traces(0.0) - 9.5, traces(0.0)), "half a tenth"
+    assert too_wide(traces(0.0) - 8, traces(0.0))
+    assert not too_wide(traces(0.0) - 12, traces(0.0)), "narrow is another fault"
+    assert not too_wide(np.zeros((4, 10)), np.zeros((4, 10)))
+    assert too_wide(np.full((4, 10), np.nan), traces(0.0))
 
 
 def test_what_exploded_is_recorded_as_such():

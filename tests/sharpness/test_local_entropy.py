@@ -126,6 +126,29 @@ def test_mini_batches_leave_the_mean(x64):
     assert abs(estimate.value - exact) < 4 * estimate.standard_error
 
 
+def noisy_bowl(w, batch):
+    return 0.5 * jnp.sum(w[:4] ** 2) + jnp.mean(batch.inputs @ w[:4])
+
+
+@pytest.mark.parametrize("free", [0, 200])
+@pytest.mark.parametrize("noise", [0.0, 3.0])
+def test_batches_whose_noise_widens_the_chains_are_not_certified(noise, free, x64):
+    """Slopes that differ by example, at t = 50: 110 where 5.2 is right, and free parameters."""
+    slopes = np.random.default_rng(0).normal(size=(50, 4))
+    slopes -= slopes.mean(axis=0)
+    objective = sf.Objective.from_function(
+        noisy_bowl, jnp.zeros(4 + free), (jnp.asarray(noise * slopes), jnp.zeros(50))
+    )
+    estimate = entropy(objective, inverse_temperature=50.0, batch_size=5, **{**LONG, "sigma": 0.5})
+    exact = 2 * np.log1p(50 * 0.5**2)
+    assert estimate.converged is (noise == 0)
+    if noise:
+        assert estimate.details["quadrature_gap"] < 0.1 * estimate.value
+        assert estimate.value - exact == pytest.approx(estimate.details["excess"], rel=0.1)
+    else:
+        assert abs(estimate.value - exact) < 4 * estimate.standard_error
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -132,9 +132,8 @@ def test_a_layers_scale_changes_the_margin_but_not_when_normalised(x64):
     assert loud.details["margin"] == pytest.approx(10 * plain.details["margin"], rel=1e-9)
 
 
-@pytest.mark.parametrize("factor", [0.0, 1e200])
-def test_a_product_of_zero_or_beyond_range_is_no_scale(factor, x64):
-    objective = classifier(kernels=[factor * KERNELS[0], KERNELS[0], factor * KERNELS[1]])
+def test_a_product_of_zero_is_no_scale(x64):
+    objective = classifier(kernels=[0 * KERNELS[0], KERNELS[0], 0 * KERNELS[1]])
     assert not sf.measure(objective, "normalized_margin").converged
 
 

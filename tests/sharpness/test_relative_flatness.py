@@ -49,6 +49,26 @@ def test_scalar_curvature_is_exact(precision, tolerance):
     )
 
 
+@pytest.mark.parametrize(("precision", "tolerance"), [(True, 1e-6), (False, 1e-3)])
+def test_several_units_that_share_curvature_are_exact(precision, tolerance):
+    """H_{as,bt} = h_a δ_ab C_st: not random where C commutes with WᵀW; the units do couple."""
+    kernel = np.array([[1.0, -2.0, 0.5], [0.3, 1.0, 2.0]])
+    inner, h = kernel.T @ kernel, np.array([3.0, 0.5])
+    coupling = 2 * np.eye(3) + inner
+    with jax.enable_x64(precision):
+        number = jnp.result_type(float)
+        objective = sf.Objective.from_function(
+            lambda w, batch: 0.5 * jnp.einsum(
+                "a,as,st,at->", jnp.asarray(h, number), w["kernel"],
+                jnp.asarray(coupling, number), w["kernel"],
+            ),
+            {"kernel": jnp.asarray(kernel, number)}, ONE,
+        )  # fmt: skip
+        estimate = sf.measure(objective, "relative_flatness", draws=5)
+    assert estimate.value == pytest.approx(np.sum(inner * coupling) * h.sum(), rel=tolerance)
+    assert estimate.standard_error < tolerance * estimate.value
+
+
 def test_rescaling_layers_leaves_it_alone_and_moves_the_trace(network):
     """Dinh et al.: the function is the same, and the trace of the block is not."""
     a = 7.0

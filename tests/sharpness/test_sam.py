@@ -56,6 +56,21 @@ def test_bowl_in_single_precision():
     check_rises(1e-3)
 
 
+@pytest.mark.parametrize("name", ["sam_sharpness", "asam_sharpness"])
+def test_a_tiny_gradient_is_not_zero(name):
+    """1e-24 in single precision, whose square underflows, from weights of 1e-24 and of one."""
+    estimate = sf.measure(bowl(1e-24 * WEIGHTS), name)
+    assert estimate.value > 0
+    assert estimate.converged
+    slope = sf.Objective.from_function(
+        lambda w, batch: 1e-24 * jnp.sum(w), jnp.ones(4, jnp.float32), ONE
+    )
+    estimate = sf.measure(slope, name, rho=0.5)
+    assert estimate.details["gradient_norm"] == pytest.approx(2e-24, rel=0.02)
+    assert estimate.value == pytest.approx(1e-24, rel=0.02)
+    assert estimate.converged
+
+
 def test_m_sharpness_is_the_mean_over_whole_disjoint_subsets(x64):
     """A linear loss over 11 examples, m = 3: rows 0–2, 3–5, 6–8; two are left out."""
     objective, inputs = linear()

@@ -254,7 +254,7 @@ NOTES = (
     "commit 6bf8b3c, and certified by the rules of then. They ask for more now: of an eigenvalue "
     "that none further out was missed (then its residual alone; that of "
     "`hessian_bottom_eigenvalue` was wide), of `worst_case_radius` an adversary that has settled, "
-    "of `local_learning_coefficient` chains that have filled the flat directions, and a measurement "
+    "of `local_learning_coefficient` chains that have filled the flat directions; a measurement "
     "made now may lack a certificate that stands here. `preconditioned_sharpness` has a factor "
     "1 / (1 − β₁ᵗ) since, which is 1 at these many updates. The files "
     "behind the table, each number with its "

@@ -6,7 +6,7 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,6 +46,11 @@ class Group(NamedTuple):
         if len(ids) == 1:
             return ids[0]
         return hashlib.sha256(json.dumps([ids, self.free]).encode()).hexdigest()[:16]
+
+    def without(self, ids: Collection[str]) -> Group:
+        """The others of it."""
+        left = tuple(member for member in self.members if member.id not in ids)
+        return Group(left, self.free if len(left) > 1 else ())
 
     def folder(self, root: Path) -> Path:
         """Where its checkpoints are, and of several what was written down of them."""
@@ -94,13 +99,15 @@ def groups(
         together = jax.default_backend() != "cpu"
     if not together:
         return [Group((cell,)) for cell in cells]
-    found = [] if root is None else _stopped(cells, root)
-    taken = {member.id for group in found for member in group.members}
     alike: dict[str, list[RunConfig]] = {}
-    for cell in (cell for cell in cells if cell.id not in taken):
+    for cell in cells:
         alone = cell.id if is_streamed(cell.dataset, on_device) else ""
         alike.setdefault(_likeness(cell) + alone, []).append(cell)
-    found += [group for runs in alike.values() for group in _split(runs, devices)]
+    found = [group for runs in alike.values() for group in _split(runs, devices)]
+    # Whatever was stopped, the others are grouped as if nothing had been.
+    stopped = [] if root is None else _stopped(cells, root)
+    taken = {member.id for group in stopped for member in group.members}
+    found = stopped + [rest for group in found if (rest := group.without(taken)).members]
     places = {cell.id: place for place, cell in enumerate(cells)}
     return sorted(found, key=lambda group: places[group.members[0].id])
 

@@ -91,17 +91,17 @@ def lars(
     weight_decay: NonNegative = 0.0,
     trust: Positive = 1e-3,
 ) -> optax.GradientTransformation:
-    """LARS: the step of each array of weights in proportion to its own norm (You et al., 2017).
+    """LARS: the step of each array in proportion to its own norm (You et al., 2017).
 
     m_t = λ m_{t−1} − η_t r (g + β w), θ_t = θ_{t−1} + m_t, where r = `trust` ‖w‖/‖g + β w‖ and β is
     the weight decay; under a schedule each gradient keeps the η of its own update. Biases and
-    batch-norm parameters (arrays of one axis) have r = 1 and no decay, as in the usual
-    implementations: plain momentum at η itself.
+    batch-norm parameters (arrays of one axis) have no decay. Where an array is all zero, as biases
+    are at the start, r is 1: its first step is η g. Usual implementations leave biases out of r
+    altogether, which at this η would be too long a step.
     """
     return optax.lars(
-        learning_rate, weight_decay, _weights, trust_coefficient=trust,
-        trust_ratio_mask=_weights, momentum=decay,
-    )  # fmt: skip
+        learning_rate, weight_decay, _weights, trust_coefficient=trust, momentum=decay
+    )
 
 
 @optimizer

@@ -54,7 +54,8 @@ def test_list_config_is_a_json_schema():
     assert schema["additionalProperties"] is False
     assert set(schema["properties"]) == {
         "study", "plugins", "dataset", "model", "train", "seeds", "sweep", "together",
-        "data_parallel", "dataset_on_device", "measure", "landscape", "figures",
+        "data_parallel", "dataset_on_device", "checkpoint_seconds", "measure", "landscape",
+        "figures",
     }  # fmt: skip
     assert {"study", "dataset", "model", "train"} == set(schema["required"])
     references = [part["$ref"] for part in _parts(schema) if "$ref" in part]

@@ -98,19 +98,20 @@ class Killed:
                 env=environment, stdout=subprocess.DEVNULL, stderr=stderr, cwd=self.folder,
             )  # fmt: skip
 
-    def begin_and_progress(self, root, **kwargs):
-        """A process that has brought something to the disk."""
+    def begin_and_progress(self, root, kept=False, **kwargs):
+        """A process that has brought something to the disk; with `kept` a checkpoint, too."""
         before, process = self._progress(root), self.begin(root, **kwargs)
         end = time.monotonic() + 120
         while time.monotonic() < end and process.poll() is None:
-            if self._progress(root) != before:
+            found = any((self.folder / root).glob("*/*/checkpoints/[0-9]*"))
+            if self._progress(root) != before and (found or not kept):
                 return process
             time.sleep(0.01)
         raise AssertionError(f"the study made no progress: {self.errors}")
 
-    def kill(self, root, after):
+    def kill(self, root, after, kept=False):
         """SIGKILL so many seconds after the first progress; whether it was still at work."""
-        process = self.begin_and_progress(root)
+        process = self.begin_and_progress(root, kept)
         time.sleep(after)
         at_work = process.poll() is None
         process.send_signal(signal.SIGKILL)

@@ -271,6 +271,21 @@ def test_an_accelerator_trains_together_and_shares_its_devices(tmp_path, monkeyp
     assert layout.shared_mesh(True) == tuple(several)
 
 
+def test_those_that_had_not_begun_are_grouped_as_ever(tmp_path, monkeypatch):
+    """On two devices, two groups of each batch size; the first of all is stopped."""
+    study = config(tmp_path, "seeds=2", sweep={**RATES, "train.batch_size": [8, 40]})
+    cells, root = configs.cells(study), tmp_path / "broken"
+    monkeypatch.setattr(jax, "local_device_count", lambda: 2)
+    stop_after(1, study, root, monkeypatch)
+    (kept,) = root.glob("groups/*/checkpoints")
+    fresh = groups.groups(cells, True, None, 2)
+    assert [len(group.members) for group in fresh] == [3, 3, 3, 3]
+    assert groups.groups(cells, True, None, 2, root) == fresh
+    one = groups.groups(cells, True, None, 1, root)
+    assert sorted(len(group.members) for group in one) == [3, 3, 6], "its own, and the others"
+    assert kept.parent.name in [group.id for group in one]
+
+
 def test_what_another_way_of_training_has_overtaken_is_not_gone_on_with(tmp_path, monkeypatch):
     """Alone, then as a group, then alone again: each begins anew, and nothing is mixed."""
     root, sweep = tmp_path / "mixed", {"train.optimizer.learning_rate": [0.01, 0.02]}

@@ -288,8 +288,8 @@ def test_a_checkpoint_of_another_precision_names_the_array(tmp_path):
 def test_killed_it_ends_as_the_unbroken_study(tmp_path, together):
     """SIGKILL at random moments of training and measuring; each start goes on."""
     study, moments = Killed(tmp_path, together), random.Random(0)
-    for _ in range(3):
-        assert study.kill("broken", moments.uniform(0.0, 0.8)), study.errors
+    for kept in (False, False, True):
+        assert study.kill("broken", moments.uniform(0.0, 0.8), kept), study.errors
     study.finish("broken")
     assert study.resumed("broken"), "not all began anew"
     assert study.difference("broken") is None

@@ -243,6 +243,7 @@ def all_together(options: argparse.Namespace, folder: str) -> None:
         "F1, B = 32, 2 epochs": (studied(f1, 32, 2), 0.85),
         "F1, B = 256, 4 epochs": (studied(f1, 256, 4), 0.85),
         "digits, B = 50, 60 epochs": (studied(digits, 50, 60), 0.5),
+        "digits, B = 8, 20 epochs": (studied(digits, 8, 20), 0.5),
     }
     for name, (content, target) in studies.items():
         sides = [partial(study_seconds, content, way, folder) for way in ways.values()]

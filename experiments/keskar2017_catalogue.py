@@ -267,7 +267,8 @@ HEAD = (
     "F1 on MNIST after Keskar et al. (2017): 5 starts, batch 256 (SB) and 6,000 (LB), every "
     "measure at its defaults on the first 6,000 training images, with frozen batch-norm averages "
     "that were re-estimated over the training set (policy `running`). Mean ± standard deviation "
-    "over starts, the change with its 95 % interval paired by seed. Made by"
+    "over starts, the change with its 95 % interval paired by seed. Certificates are by the rules "
+    "of the commit that measured them, see the end. Made by"
 )
 
 

@@ -163,10 +163,11 @@ def _check_finite(name: str, numbers: jax.Array) -> None:
 def _check_mean(objective: Objective) -> None:
     """Refuse a sum over the batch, and warn of what else is no mean: L would depend on `chunk`.
 
-    The mean over some examples is the mean of the means over their halves.
+    The mean over some examples is the mean of the means over their halves. Where all are in one
+    chunk, a sum may be divided by their number, and is warned of.
     """
     half = min(objective.chunk, MOST_COMPARED) // 2
-    if half == 0 or objective.chunk == objective.data.size:
+    if half == 0:
         return
     function, few = jax.jit(objective.function), objective.data.first(2 * half)
     beside = jax.tree.map(lambda leaf: leaf + BESIDE, objective.params)
@@ -187,8 +188,18 @@ def _check_mean(objective: Objective) -> None:
         return
     said = f"{2 * half} examples give {whole:.6g}, their two halves {left:.6g} and {right:.6g}"
     halves = min(abs(left), abs(right)) > SHARE * scale
-    if halves and abs(whole - 2 * mean) <= TOLERANCE * scale:
+    summed = halves and abs(whole - 2 * mean) <= TOLERANCE * scale
+    one_chunk = objective.chunk == objective.data.size
+    if summed and not one_chunk:
         raise InputError(f"loss: expected the mean over the batch, got a sum: {said}")
+    if summed:
+        warnings.warn(
+            f"loss: is a sum over the batch, which is right only if it is divided by the number of "
+            f"all examples, and wrong for measures of single ones and of batches: {said}",
+            stacklevel=4,
+        )
+    if one_chunk:
+        return
     warnings.warn(
         f"loss: is no mean over the batch, so that numbers depend on chunk: {said}", stacklevel=4
     )

@@ -68,8 +68,8 @@ class Objective:
         Raises:
             InputError: parameters that are none or not floating-point, empty data, mismatched
                 lengths, a chunk below 1, a loss that is no floating-point scalar, or that is a sum
-                over its batch where `chunk` would change it. (Data need not be finite: such a loss
-                may look past what is missing.)
+                over its batch where `chunk` would change it (else it is warned of). (Data need not
+                be finite: such a loss may look past what is missing.)
         """
         params, batch = inputs.checked_params(params), inputs.checked_data(data)
         chunk = inputs.checked_chunk(chunk, batch.size)

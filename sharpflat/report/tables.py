@@ -55,12 +55,18 @@ def study_table(root: str | Path, study: str, width: int = 110) -> Group:
 
 
 def _notes(rows: Sequence[dict[str, Any]], settings: Sequence[Setting]) -> list[str]:
-    notes = ["mean ± standard deviation over seeds, [95 % Student-t interval of the mean]"]
+    notes = [
+        "mean ± standard deviation over seeds, [95 % Student-t interval of the mean]; intervals: "
+        "row by row, not corrected for how many there are"
+    ]
     gap = large_batch_gap(rows)
     if gap is not None:
         notes.append(f"large_batch_gap, paired by seed: {_points(gap)}")
     if measurement_columns(rows):
-        notes.append("converged: how many met their own criterion; bn: batch-norm policy")
+        notes.append(
+            "converged: how many met their own criterion; an interval covers the seeds, not what a "
+            "method that did not fell short by; bn: batch-norm policy"
+        )
         notes += _without_number(rows)
     for row in rows:
         if row["status"] != "finished":

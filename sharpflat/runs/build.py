@@ -237,6 +237,20 @@ def epochs_of(train: dict[str, Any]) -> int:
     return max(1, round(train["epochs"] * train["batch_size"] / adaptation["reference"]))
 
 
+def check_ghosts(config: dict[str, Any]) -> None:
+    """Refuse ghost batches of a network that would not see them.
+
+    Raises:
+        InputError: names the network.
+    """
+    asked = config["train"]["ghost_batch_norm"]
+    if asked is not None and not has_batch_norm(state_like(config).model_state):
+        raise InputError(
+            f"train.ghost_batch_norm: changes nothing, for {config['model']['name']!r} with these "
+            f"arguments has no batch norm; leave it out"
+        )
+
+
 def ghost_statistics(config: dict[str, Any]) -> str | None:
     """A line where batch norm, unasked, sees less than the batch: the parts it is passed in."""
     parts = config["train"]["accumulate"]

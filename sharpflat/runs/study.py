@@ -17,6 +17,7 @@ from sharpflat.runs import files
 from sharpflat.runs.build import (
     build_recipe,
     check_fit,
+    check_ghosts,
     ghost_statistics,
     resident,
     shape_key,
@@ -250,6 +251,7 @@ def _checked_cells(config: Config) -> list[RunConfig]:
     for cell in {shape_key(cell.resolved()): cell for cell in cells}.values():
         _checked(check_measures, config, cell.resolved())
     for cell in cells:
+        _checked(check_ghosts, cell.resolved())
         _checked(check_tracks, cell.resolved())
     _checked(check_layout, config, cells)
     _checked(check_landscapes, config, cells)

@@ -153,6 +153,15 @@ def test_parts_of_a_batch_say_what_batch_norm_sees(tmp_path):
     assert "ghost" not in said("plain")
 
 
+def test_ghosts_of_a_network_without_batch_norm_are_refused(tmp_path):
+    train = {"batch_size": 8, "epochs": 1, "optimizer": {"name": "adam"}, "ghost_batch_norm": 4}
+    path = write(tmp_path, train=train, seeds=1, sweep=None)
+    said = sharpflat("train", path, "--root", tmp_path / "results").complaint
+    assert said.startswith(
+        "train.ghost_batch_norm: changes nothing, for 'mlp' with these arguments"
+    )
+
+
 def test_what_follows_the_epochs_follows_the_adapted_ones(tmp_path):
     """Warm-up and averages of a large batch that trains for more epochs than were asked for."""
     for extra in ({"warmup": 3.0}, {"swa": {"start": 5}}):

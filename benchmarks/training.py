@@ -246,6 +246,8 @@ def all_together(options: argparse.Namespace, folder: str) -> None:
         "digits, B = 8, 20 epochs": (studied(digits, 8, 20), 0.5),
     }
     for name, (content, target) in studies.items():
+        if name.partition(",")[0] not in options.networks:
+            continue
         sides = [partial(study_seconds, content, way, folder) for way in ways.values()]
         for side in sides:
             side()  # compiles
@@ -287,6 +289,7 @@ def main() -> None:
     parser.add_argument("--torch-python", metavar="PATH", help="an interpreter that has PyTorch")
     parser.add_argument("--data-dir", metavar="DIR", help="folder that holds mnist/")
     parser.add_argument("--only", nargs="+", default=["torch", "products", "together"])
+    parser.add_argument("--networks", nargs="+", default=["F1", "digits"], help="of `together`")
     parser.add_argument("--batch", type=int, nargs="+", default=list(TARGETS))
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=2, help="length of a repeat, about")

@@ -64,6 +64,28 @@ assert made.devices() == {jax.devices()[1]}, made.devices()
     subprocess.run([sys.executable, "-c", script], env=environment, check=True, timeout=120)
 
 
+@pytest.mark.parametrize(
+    ("chosen", "devices"),
+    [
+        ({}, len(os.sched_getaffinity(0))),
+        ({"JAX_NUM_CPU_DEVICES": "3"}, 3),
+        ({"XLA_FLAGS": "--xla_force_host_platform_device_count=5"}, 5),
+    ],
+)
+def test_each_core_is_a_device_unless_their_number_was_chosen(chosen, devices):
+    script = """
+from sharpflat.runs.setup import use_all_cores
+import jax
+use_all_cores()
+print(jax.local_device_count())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], env={**os.environ, "JAX_PLATFORMS": "cpu", **chosen},
+        capture_output=True, text=True, check=True, timeout=120,
+    )  # fmt: skip
+    assert int(done.stdout) == devices
+
+
 def test_one_that_raises_ends_all_and_is_raised():
     began, asked = [], threading.Event()
 

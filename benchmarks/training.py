@@ -162,8 +162,8 @@ def against_products(data, options: argparse.Namespace) -> None:
         "\n| B | products, ms | gradient, ms | update, ms | training, ms | of the products' rate |"
     )
     print("|---|---|---|---|---|---|", flush=True)
-    for batch in [batch for batch in options.batch if batch >= 256]:
-        ours = Ours(data, batch)
+    for batch in [batch for batch in options.batch if batch > 1]:
+        ours = Ours(data.first(EXAMPLES.get(batch, data.size)), batch)
         ours(2)
         sides = [*pieces(data.first(batch), options.seconds), partial(ours, 1)]
         for side in sides:

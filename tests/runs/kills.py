@@ -85,7 +85,7 @@ class Killed:
     def begin(self, root, *overrides, seconds_between=0.2, largest_file=None):
         """Starts the study; with `largest_file` no file may grow beyond so many bytes."""
         environment = {
-            **os.environ, "SHARPFLAT_COMPILATION_CACHE": str(self.folder / "cache"),
+            "SHARPFLAT_COMPILATION_CACHE": str(self.folder / "cache"), **os.environ,
             "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2",
         }  # fmt: skip
         script = SCRIPT.format(seconds_between=seconds_between)

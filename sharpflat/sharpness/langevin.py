@@ -14,6 +14,9 @@ from sharpflat import trees
 from sharpflat.objective import Objective
 
 POWER_STEPS = 10
+NOISE_EVERY = 8
+"""Steps between two looks at the batches' noise, which cost a second batch's gradient."""
+
 CONFIDENCE, NEGLIGIBLE, EXCESS = 0.99, 0.01, 0.1
 EXPLODED = 1e100
 
@@ -25,6 +28,14 @@ class Posterior(NamedTuple):
     pull: ArrayLike
 
 
+class Trace(NamedTuple):
+    """What a chain leaves of each of its steps, `[steps]`; see `chain`."""
+
+    rise: jax.Array
+    excess: jax.Array
+    noise: jax.Array
+
+
 def chain(
     objective: Objective,
     key: jax.Array,
@@ -33,33 +44,43 @@ def chain(
     start: Any,
     steps: int,
     batch_size: int,
-) -> tuple[jax.Array, jax.Array]:
-    """Rises and excesses at `steps` points of a chain from `start`; for use in compiled programs.
+) -> Trace:
+    """What is seen at `steps` points of a chain from `start`; for use in compiled programs.
 
     w ← w − (ε/2) [strength ∇L_B(w) + pull (w − w*)] + √ε (ξ_t + ξ_{t+1}) / 2, a fresh batch B of
     `batch_size` examples without replacement each time. With the mean of two successive ξ rather
     than ξ_t alone, the step leaves the variance of a Gaussian as it is for every stable ε (Euler's
     step widens it by 1 / (1 − ε k/4) where the curvature is k); either is stable for ε k < 4. The
-    mini-batch's noise, of variance S along a direction, widens it there by about
-    1 + ε strength² S / 4.
+    mini-batch's noise, of variance S_i along direction i, widens it there: on a quadratic the
+    chain's variance is (1 + x_i) / k_i, k_i = strength h_i + pull, with
+    x_i = ε strength² S_i / (4 − ε k_i), which raises `strength` times the mean loss by
+    ½ Σ (strength h_i / k_i) x_i, by ½ Σ x_i at most.
 
     Returns:
-        L_B(w_t) − L_B(w*): the loss of the same batch at w* is taken off, which leaves the mean
-        and takes most of the batch's noise; and the excess of the virial (w_t − w*) · ∇U_B(w_t),
-        U = −log p, whose mean over p is the number of parameters whatever L is. Instead of that
-        number the virial of a second chain is taken off, which has the same start and the same ξ
-        and feels the pull alone, so that what the loss leaves free counts for nothing, sample by
-        sample. On a quadratic, where the chain's variance is (1 + x_i) / k_i along direction i of
-        curvature k_i = strength h_i + pull, the mean excess is Σ x_i once the start is forgotten,
-        and `strength` times the mean rise is too large by ½ Σ (strength h_i / k_i) x_i: by half the
-        excess at most.
+        `rise`: L_B(w_t) − L_B(w*); the loss of the same batch at w* is taken off, which leaves the
+        mean and takes most of the batch's noise. `excess`: that of the virial
+        (w_t − w*) · ∇U_B(w_t), U = −log p, whose mean over p is the number of parameters whatever L
+        is, and Σ x_i more for such a chain. Instead of that number the virial of a second chain is
+        taken off, which has the same start and the same ξ and feels the pull alone, so that what
+        the loss leaves free counts for nothing, sample by sample. It sees steps that are too long,
+        too, but as a difference of two chains it is noisy. `noise`: ¼ ε strength² ½ ‖g_B − g_B'‖²
+        of two batches at the same point, every eighth step and kept between; the mean is
+        Σ x_i (1 − ε k_i / 4).
 
     Source: Leimkuhler & Matthews (2013); Welling & Teh (2011) for mini-batches.
     """
     center = objective.params
 
-    def step(state: tuple[Any, Any, Any], key: jax.Array) -> tuple[tuple[Any, Any, Any], Any]:
-        params, free, noise = state
+    def noise_power(key: jax.Array, params: Any, gradient: Any) -> jax.Array:
+        _, other = _batch(objective, key, batch_size).value_and_grad(params)
+        difference = trees.norm(trees.sub(gradient, other))
+        return step_size * posterior.strength**2 * difference**2 / 8
+
+    def step(
+        state: tuple[Any, ...], at: tuple[jax.Array, jax.Array]
+    ) -> tuple[tuple[Any, ...], Trace]:
+        params, free, noise, power = state
+        number, key = at
         of_batch, of_noise = jax.random.split(key)
         part = _batch(objective, of_batch, batch_size)
         value, gradient = part.value_and_grad(params)
@@ -77,12 +98,27 @@ def chain(
 
         farther = trees.vdot(trees.sub(away, free), trees.add(away, free))
         excess = trees.vdot(away, pushed) + posterior.pull * farther
-        ahead = moved(params, trees.add(pulled(away), pushed)), moved(free, pulled(free)), fresh
-        return ahead, (value - part.loss(center), excess)
+        if batch_size < objective.data.size:
+            power = jax.lax.cond(
+                number % NOISE_EVERY == 0, noise_power, lambda *_: power,
+                jax.random.fold_in(of_batch, 1), params, gradient,
+            )  # fmt: skip
+        pushed_on = moved(params, trees.add(pulled(away), pushed))
+        ahead = pushed_on, moved(free, pulled(free)), fresh, power
+        return ahead, Trace(value - part.loss(center), excess, power)
 
     of_start, of_steps = jax.random.split(key)
-    first = (start, trees.sub(start, center), _gaussian(of_start, center))
-    return jax.lax.scan(step, first, jax.random.split(of_steps, steps))[1]
+    nothing = jnp.zeros_like(trees.norm(center))
+    first = (start, trees.sub(start, center), _gaussian(of_start, center), nothing)
+    numbered = jnp.arange(steps), jax.random.split(of_steps, steps)
+    return jax.lax.scan(step, first, numbered)[1]
+
+
+def passes(batch_size: int, examples: int) -> float:
+    """What a step costs, in gradients over all examples; the loss at w* is a third of a batch's."""
+    if batch_size >= examples:
+        return 4 / 3
+    return (4 / 3 + 1 / NOISE_EVERY) * batch_size / examples
 
 
 def largest_curvature(objective: Objective, key: jax.Array, batch_size: int) -> jax.Array:
@@ -123,7 +159,7 @@ def drifts(trace: np.ndarray) -> bool:
 
 
 def too_wide(excess: np.ndarray, trace: np.ndarray) -> bool:
-    """Whether chains `[k, steps]` are wider than their distribution: steps too long, or noisy.
+    """Whether chains `[k, steps]` are seen to be wider than their distribution.
 
     Args:
         excess: by how much that may raise `trace`, from the excesses of `chain`.
@@ -131,17 +167,32 @@ def too_wide(excess: np.ndarray, trace: np.ndarray) -> bool:
 
     Returns:
         Whether the mean excess is above 0 at 99 % confidence and by more than 10 % of the mean of
-        `trace`. An excess below 0 is no fault of the width.
+        `trace`. An excess below 0 is no fault of the width, and one within its error is not seen.
     """
     means = excess.mean(axis=1)
     return not means.mean() <= max(_margin(means), EXCESS * abs(trace.mean()))
+
+
+def too_noisy(raised: np.ndarray, trace: np.ndarray) -> bool:
+    """Whether the batches' noise may make chains `[k, steps]` wider than their distribution.
+
+    Args:
+        raised: by how much, at most, that raises `trace`, from the noise of `chain`.
+        trace: what is averaged.
+
+    Returns:
+        False only where, at 99 % confidence, that is at most 10 % of the mean of `trace`.
+    """
+    means = raised.mean(axis=1)
+    return not means.mean() + _margin(means) <= EXCESS * abs(trace.mean())
 
 
 def _margin(samples: np.ndarray) -> float:
     """Half the width of the 99 % confidence interval of the mean of `samples`; 0 for one."""
     if len(samples) < 2:
         return 0.0
-    error = samples.std(ddof=1) / np.sqrt(len(samples))
+    with np.errstate(invalid="ignore"):
+        error = samples.std(ddof=1) / np.sqrt(len(samples))
     return float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(samples) - 1) * error)
 
 

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
@@ -19,10 +18,13 @@ from sharpflat.sharpness.base import Estimate
 from sharpflat.sharpness.langevin import (
     POWER_STEPS,
     Posterior,
+    Trace,
     chain,
     drifts,
     largest_curvature,
+    passes,
     recorded,
+    too_noisy,
     too_wide,
 )
 from sharpflat.sharpness.subsets import exact_gradient, whole_chunks
@@ -34,7 +36,9 @@ OF_STABLE = 1.0
 
 def _cost(examples: int, arguments: Mapping[str, Any]) -> float:
     steps = arguments["chains"] * (arguments["burn_in"] + arguments["steps"])
-    return min(arguments["batch_size"] / examples, 1) * (steps * 4 / 3 + 2 * POWER_STEPS)
+    batch_size = arguments["batch_size"]
+    power = min(batch_size / examples, 1) * 2 * POWER_STEPS
+    return steps * passes(batch_size, examples) + power
 
 
 def _two_examples(objective: Objective, arguments: Mapping[str, Any]) -> None:
@@ -62,8 +66,8 @@ def local_learning_coefficient(
     chains start at w*: w ← w − (ε/2) [n β ∇L_B(w) + γ (w − w*)] + √ε ξ. Differs from the source in
     that ξ is the mean of two successive Gaussians, which takes away the step's bias on Gaussians,
     1 / (1 − ε (n β h_i + γ) / 4) a term; and in that each batch's loss at w* is taken off, which
-    leaves the mean. The batches' noise is not corrected for: it widens p by about
-    1 + ε (n β)² S / 4 along a direction in which a batch's gradient has variance S. The source
+    leaves the mean. The batches' noise is not corrected for but judged: along a direction in which
+    a batch's gradient has variance S it widens p by about 1 + ε (n β)² S / 4. The source
     leaves γ and ε to the user. γ bounds the part of the basin that counts, so that values compare
     at equal γ only.
 
@@ -90,15 +94,17 @@ def local_learning_coefficient(
         failed (its loss is not finite, its mean is negative, as around no minimum, or above the
         number of parameters, twice what theory allows) or the chains, taken together, still drift
         (their second halves differ from the first at 99 % confidence and by 1 %), have come apart
-        (split R̂ above 1.1) or are wider than p (`excess` is above 0 at 99 % confidence and by 10 %
-        of λ̂), or there is only one, or the burn-in is short for the flattest directions,
-        `burn_in` · ε γ < 4. Never under `recalibrated` batch norm, whose gradients hold the
+        (split R̂ above 1.1), are seen to be wider than p (`excess` is above 0 at 99 % confidence and
+        by 10 % of λ̂) or may be by the batches' noise (`raised` is not below 10 % of λ̂ at 99 %
+        confidence; shorter steps or larger batches mend it), or there is only one, or the burn-in
+        is short for the flattest directions, `burn_in` · ε γ < 4. A drift or excess within its
+        error is not seen. Never under `recalibrated` batch norm, whose gradients hold the
         statistics fixed. Where a loss is not finite the value is NaN. Details: `chains` = λ̂ of
         each, `failed` a chain, `trace` = n β (L_B(w_t) − L_B(w*)) `[chains, burn_in + steps]`,
-        `excess` a chain, `r_hat`, `filled` = `burn_in` · ε γ, `step_size`, `curvature` = h (0 if
-        not needed), `n_beta`, `examples` = n. `excess` is half of what (w − w*) · ∇(−log p) has
-        more in the mean than p gives it: on a quadratic λ̂ is too large by that at most, and by that
-        where n β h_i is far above γ.
+        `raised` a chain, by how much the batches' noise raises λ̂ at most where the loss is
+        quadratic, `excess` a chain, half of what (w − w*) · ∇(−log p) has more in the mean than p
+        gives it (its own noise is large), `r_hat`, `filled` = `burn_in` · ε γ, `step_size`,
+        `curvature` = h, `n_beta`, `examples` = n.
 
     Raises:
         InputError: fewer than two examples; under batch norm by the chunk's statistics, a chunk
@@ -117,17 +123,19 @@ def local_learning_coefficient(
     """
     n = objective.data.size
     n_beta = n / math.log(n)
-    (found, excess), step_size, curvature = _chains(
+    found, step_size, curvature = _chains(
         objective, jax.random.split(key, chains + 1), n_beta, localization, step_size,
         burn_in + steps, batch_size,
     )  # fmt: skip
-    trace, excess = n_beta * recorded(found), recorded(excess, burn_in) / 2
+    trace, excess = n_beta * recorded(found.rise), recorded(found.excess, burn_in) / 2
     kept = trace[:, burn_in:]
+    stability = 1 - float(step_size) * (n_beta * float(curvature) + localization) / 4
+    raised = recorded(found.noise, burn_in) / 2 / stability if stability > 0 else np.inf * kept
     means = kept.mean(axis=1)
     failed = ~((means >= 0) & (means <= trees.size(objective.params)))
     r_hat = split_r_hat(kept)
     filled = burn_in * float(step_size) * localization
-    narrow = not too_wide(excess, kept)
+    narrow = not too_wide(excess, kept) and not too_noisy(raised, kept)
     settled = not drifts(kept) and r_hat <= MIXED and narrow and filled >= FILLED
     finite = bool(np.isfinite(means).all())
     error = float(means.std(ddof=1) / math.sqrt(chains)) if chains > 1 and finite else None
@@ -136,6 +144,7 @@ def local_learning_coefficient(
         "failed": failed,
         "trace": trace,
         "excess": excess.mean(axis=1),
+        "raised": raised.mean(axis=1),
         "r_hat": np.float64(r_hat),
         "filled": np.float64(filled),
         "step_size": np.asarray(step_size),
@@ -174,15 +183,13 @@ def _chains(
     step_size: float | None,
     steps: int,
     batch_size: int,
-) -> tuple[tuple[jax.Array, jax.Array], ArrayLike, jax.Array]:
-    """Each chain's L_B(w_t) − L_B(w*) and excesses, ε and h."""
-    curvature = jnp.zeros(())
-    if step_size is None:
-        curvature = largest_curvature(objective, keys[0], batch_size)
+) -> tuple[Trace, ArrayLike, jax.Array]:
+    """What each chain leaves, ε and h."""
+    curvature = largest_curvature(objective, keys[0], batch_size)
     step = OF_STABLE / (n_beta * curvature + localization) if step_size is None else step_size
     posterior = Posterior(n_beta, localization)
 
-    def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def one(key: jax.Array) -> Trace:
         return chain(objective, key, posterior, step, objective.params, steps, batch_size)
 
     return jax.lax.map(one, keys[1:]), step, curvature

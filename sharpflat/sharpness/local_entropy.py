@@ -18,10 +18,13 @@ from sharpflat.sharpness.base import Estimate
 from sharpflat.sharpness.langevin import (
     POWER_STEPS,
     Posterior,
+    Trace,
     chain,
     drifts,
     largest_curvature,
+    passes,
     recorded,
+    too_noisy,
     too_wide,
 )
 from sharpflat.sharpness.subsets import exact_gradient, whole_chunks
@@ -41,8 +44,9 @@ CLOSE, FORGET = 0.1, 2
 
 def _cost(examples: int, arguments: Mapping[str, Any]) -> float:
     steps = arguments["chains"] * len(NODES) * (arguments["burn_in"] + arguments["steps"])
-    share = min(arguments["batch_size"] / examples, 1)
-    return share * (steps * 4 / 3 + 2 * POWER_STEPS) + 1 / 3
+    batch_size = arguments["batch_size"]
+    power = min(batch_size / examples, 1) * 2 * POWER_STEPS
+    return steps * passes(batch_size, examples) + power + 1 / 3
 
 
 @metric(cost=_cost, checks=(whole_chunks,))
@@ -86,16 +90,18 @@ def local_entropy(
         a loss is not finite.
         `converged` if all is finite; `burn_in` is at least 2 (1 + t h σ²), h the largest curvature
         that ten Hessian–vector products on one batch find at w; the chains do not drift (their
-        second halves differ from the first at 99 % confidence and by 1 %); they are no wider than
-        p_β (`excess` is not above 0 at 99 % confidence and by 10 % of the rise); and the quadrature
-        holds: its seven-point value and the three-point one within it differ by 10 % of F − t L(w)
-        at most, beyond their errors. On a quadratic that holds up to t h σ² of about 25, where the
-        seven-point value is 0.1 % off. Never with one chain, nor under `recalibrated` batch norm,
-        whose gradients hold the statistics fixed. Details: `rise` = F − t L(w), `loss` = L(w),
-        `chains` = F − t L(w) of each, `energies` = E_β[t L] − t L(w) for each β, `nodes` = β,
-        `quadrature_gap`, `curvature` = h, which also sets the step, and `excess`, by how much, at
-        most, their width raises F on a quadratic: the excess of (w' − w) · ∇(−log p_β) over its
-        mean under p_β, times ½ t h / (β t h + γ), integrated over β.
+        second halves differ from the first at 99 % confidence and by 1 %); they are not seen to be
+        wider than p_β (`excess` above 0 at 99 % confidence and by 10 % of the rise), nor can the
+        batches' noise make them so (`raised` is below 10 % of the rise at 99 % confidence); and the
+        quadrature holds: its seven-point value and the three-point one within it differ by 10 % of
+        F − t L(w) at most, beyond their errors. On a quadratic that holds up to t h σ² of about 25,
+        where the seven-point value is 0.1 % off. Never with one chain, nor under `recalibrated`
+        batch norm, whose gradients hold the statistics fixed. Details: `rise` = F − t L(w),
+        `loss` = L(w), `chains` = F − t L(w) of each, `energies` = E_β[t L] − t L(w) for each β,
+        `nodes` = β, `quadrature_gap`, `curvature` = h, which also sets the step, `excess`, how much
+        the chains' width seems to raise F on a quadratic of curvatures between 0 and h: that of
+        (w' − w) · ∇(−log p_β) over its mean under p_β, times ½ t h / (β t h + γ), integrated over
+        β; and `raised`, by how much the batches' noise does at most, likewise.
 
     Raises:
         InputError: under batch norm by the chunk's statistics, a chunk that does not divide
@@ -113,14 +119,16 @@ def local_entropy(
     Source: Chaudhari et al. (2017), local entropy; Kirkwood (1935) for the integral.
     """
     t = inverse_temperature
-    (found, excess), loss, curvature = _energies(
+    found, loss, curvature = _energies(
         objective, key, sigma, t, chains, burn_in + steps, batch_size
     )
-    energies = t * recorded(found, burn_in)
+    energies = t * recorded(found.rise, burn_in)
     trace = np.einsum("q,cqs->cs", KRONROD, energies)
     steepness = t * float(curvature) * sigma**2
     shares = 0.5 * steepness / (1 + NODES * steepness)
-    excess = np.einsum("q,cqs->cs", KRONROD * shares, recorded(excess, burn_in))
+    excess = np.einsum("q,cqs->cs", KRONROD * shares, recorded(found.excess, burn_in))
+    # ε k = 2 where it is largest, so that x_i is twice the noise at most.
+    raised = np.einsum("q,cqs->cs", KRONROD * shares, 2 * recorded(found.noise, burn_in))
     rises = trace.mean(axis=1)
     estimate = Estimate.from_samples(rises)
     gaps = (energies.mean(axis=2) * (KRONROD - GAUSS)[None]).sum(axis=1)
@@ -135,10 +143,12 @@ def local_entropy(
         "quadrature_gap": np.float64(gap),
         "curvature": np.asarray(curvature),
         "excess": np.float64(excess.mean()),
+        "raised": np.float64(raised.mean()),
     }
     value = t * float(loss) + estimate.value
     forgotten = burn_in >= FORGET * (1 + steepness)
-    settled = not drifts(trace) and not too_wide(excess, trace)
+    narrow = not too_wide(excess, trace) and not too_noisy(raised, trace)
+    settled = not drifts(trace) and narrow
     error = estimate.standard_error if estimate.converged else None
     converged = exact_gradient(objective) and settled and forgotten and bool(close)
     return Estimate(value, error, converged, details)
@@ -153,13 +163,13 @@ def _energies(
     chains: int,
     steps: int,
     batch_size: int,
-) -> tuple[tuple[jax.Array, ...], jax.Array, jax.Array]:
-    """L_B(w_t) − L_B(w) and excesses `[chains, nodes, steps]`, L(w) and the curvature h."""
+) -> tuple[Trace, jax.Array, jax.Array]:
+    """What each chain leaves, `[chains, nodes, steps]`, L(w) and the curvature h."""
     of_curvature, of_chains = jax.random.split(key)
     curvature = largest_curvature(objective, of_curvature, batch_size)
     pull = 1 / sigma**2
 
-    def one(parts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, ...]:
+    def one(parts: tuple[jax.Array, jax.Array]) -> Trace:
         key, beta = parts
         of_start, of_chain = jax.random.split(key)
         strength = beta * inverse_temperature
@@ -172,5 +182,5 @@ def _energies(
     keys = jax.random.split(of_chains, chains * len(NODES))
     betas = jnp.tile(jnp.asarray(NODES, curvature.dtype), chains)
     flat = jax.lax.map(one, (keys, betas))
-    found = tuple(part.reshape(chains, len(NODES), steps) for part in flat)
+    found = Trace(*(part.reshape(chains, len(NODES), steps) for part in flat))
     return found, objective.loss(objective.params), curvature

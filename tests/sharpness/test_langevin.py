@@ -10,7 +10,14 @@ from helpers import ONE, quadratic, rotated
 
 import sharpflat as sf
 from sharpflat.sharpness import langevin
-from sharpflat.sharpness.langevin import Posterior, chain, drifts, largest_curvature, too_wide
+from sharpflat.sharpness.langevin import (
+    Posterior,
+    chain,
+    drifts,
+    largest_curvature,
+    too_noisy,
+    too_wide,
+)
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "batch_size", "chains"))
@@ -25,7 +32,7 @@ def run(objective, posterior, step_size, steps, batch_size, chains=64, seed=0):
 def test_variance_of_a_gaussian_at_every_stable_step(share, x64):
     """h = 3, strength 2, pull 4: k = 10, ½ h E w² = 0.15; Euler's were 1 / (1 − ε k/4) wider."""
     bowl, steps = quadratic([[3.0]]), 10_000 if share < 1 else 2000
-    rises, excess = run(bowl, Posterior(2.0, 4.0), share / 10, steps, 1)
+    rises, excess, _ = run(bowl, Posterior(2.0, 4.0), share / 10, steps, 1)
     settled = np.asarray(rises)[:, 200:].mean(axis=1)
     error = settled.std(ddof=1) / 8
     assert abs(settled.mean() - 0.15) < 4 * error
@@ -34,7 +41,7 @@ def test_variance_of_a_gaussian_at_every_stable_step(share, x64):
 
 
 def test_steps_beyond_stability_explode(x64):
-    rises, excess = run(quadratic([[3.0]]), Posterior(2.0, 4.0), 4.2 / 10, 500, 1)
+    rises, excess, _ = run(quadratic([[3.0]]), Posterior(2.0, 4.0), 4.2 / 10, 500, 1)
     assert np.asarray(rises)[:, -1].mean() > 1e3
     assert too_wide(np.asarray(excess), np.asarray(rises))
 
@@ -48,19 +55,22 @@ def test_the_excess_is_the_width_of_the_noisy_directions_alone(x64):
     """One noisy direction, k = 10, and 300 free ones: x = ε strength² S / (4 (1 − ε k/4))."""
     slopes, step = jnp.asarray([6.0, -6.0])[:, None], 0.2
     objective = sf.Objective.from_function(scattered, jnp.zeros(301), (slopes, jnp.zeros(2)))
-    rises, excess = run(objective, Posterior(2.0, 4.0), step, 4000, 1)
+    rises, excess, noise = run(objective, Posterior(2.0, 4.0), step, 4000, 1)
     widening = step * 2.0**2 * 36 / (4 * (1 - step * 10 / 4))
     found = np.asarray(excess)[:, 200:].mean(axis=1)
     assert abs(found.mean() - widening) < 4 * found.std(ddof=1) / 8
     assert found.std(ddof=1) / 8 < 0.01 * widening
     assert np.asarray(rises)[:, 200:].mean() == pytest.approx(0.15 * (1 + widening), rel=0.02)
+    told = np.asarray(noise)[:, 200:].mean() / (1 - step * 10 / 4)
+    assert told == pytest.approx(widening, rel=0.02)
 
 
 def test_what_the_loss_leaves_free_has_no_excess():
     free = sf.Objective.from_function(lambda w, batch: 0.0 * jnp.sum(w), jnp.ones(300), ONE)
-    rises, excess = run(free, Posterior(2.0, 4.0), 0.2, 50, 1, chains=4)
+    rises, excess, noise = run(free, Posterior(2.0, 4.0), 0.2, 50, 1, chains=4)
     assert np.abs(excess).max() < 1e-3 * 300
     assert not np.any(rises)
+    assert not np.any(noise)
 
 
 def test_batches_are_drawn_without_replacement(x64):
@@ -86,7 +96,8 @@ def test_a_batch_is_compared_with_itself(x64):
         jnp.zeros(1),
         (offsets, jnp.zeros(4)),
     )
-    rises, _ = run(objective, Posterior(1.0, 1.0), 0.1, 50, 1, chains=2)
+    rises, _, noise = run(objective, Posterior(1.0, 1.0), 0.1, 50, 1, chains=2)
+    assert np.abs(noise).max() < 1e-9
     assert np.asarray(rises).min() >= -1e-9
     assert np.asarray(rises).max() < 50
 
@@ -118,6 +129,17 @@ def test_excess_above_a_tenth_is_too_wide():
     assert not too_wide(traces(0.0) - 12, traces(0.0)), "narrow is another fault"
     assert not too_wide(np.zeros((4, 10)), np.zeros((4, 10)))
     assert too_wide(np.full((4, 10), np.nan), traces(0.0))
+
+
+def test_noise_is_small_only_where_that_is_sure():
+    """Below a tenth of the mean, which is 10, with its error."""
+    assert not too_noisy(np.full((4, 10), 0.9), traces(0.0))
+    assert too_noisy(np.full((4, 10), 1.1), traces(0.0))
+    unsure = 0.7 + np.array([-0.3, 0.3, -0.3, 0.3])[:, None] * np.ones(10)[None]
+    assert too_noisy(unsure, traces(0.0))
+    assert not too_noisy(np.zeros((4, 10)), np.zeros((4, 10)))
+    assert too_noisy(np.full((4, 10), np.nan), traces(0.0))
+    assert too_noisy(np.full((4, 10), np.inf), traces(0.0))
 
 
 def test_what_exploded_is_recorded_as_such():

@@ -5,7 +5,15 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases.langevin import EXAMPLES, N_BETA, SPECTRUM, bowl, coefficient, with_statistics
+from cases.langevin import (
+    EXAMPLES,
+    N_BETA,
+    SPECTRUM,
+    bowl,
+    coefficient,
+    noisy_bowl,
+    with_statistics,
+)
 from helpers import quadratic
 
 import sharpflat as sf
@@ -255,10 +263,6 @@ def test_chains_that_came_apart_are_not_certified(x64):
     assert not estimate.converged
 
 
-def noisy_bowl(w, batch):
-    return 0.5 * jnp.sum(w[:4] ** 2) + jnp.mean(batch.inputs @ w[:4])
-
-
 @pytest.mark.parametrize("free", [0, 200])
 def test_batches_whose_noise_widens_the_chains_are_not_certified(free, x64):
     """L = ½ ‖w‖² + w · mean(x): a batch's gradient has variance S, and ε (n β)² S / 4 is 1.
@@ -284,6 +288,36 @@ def test_batches_whose_noise_widens_the_chains_are_not_certified(free, x64):
     assert not noisy.details["failed"].any()
     assert not drifts(noisy.details["trace"][:, 100:])
     assert not noisy.converged
+
+
+def sloped_bowl(steep, widening, free, n=1000):
+    """Steep directions, n β h = 20 γ, which batches of 256 widen by so much; what is right."""
+    n_beta, pull = n / math.log(n), 1000.0
+    h = 20 * pull / n_beta
+    # x = ε (n β)² S / (4 − ε k) with ε k = 1, of batches without replacement.
+    variance = widening * 3 * 21 * pull / n_beta**2
+    slopes = np.random.default_rng(0).normal(size=(n, steep))
+    slopes = (slopes - slopes.mean(axis=0)) / slopes.std(axis=0)
+    slopes *= math.sqrt(variance * 256 * (n - 1) / (n - 256))
+
+    def loss(w, batch):
+        return 0.5 * h * jnp.sum(w[:steep] ** 2) + jnp.mean(batch.inputs @ w[:steep])
+
+    data = jnp.asarray(slopes, jnp.float32), jnp.zeros(n)
+    return sf.Objective.from_function(loss, jnp.zeros(steep + free), data), steep * 10 / 21
+
+
+@pytest.mark.parametrize("free", [0, 200])
+@pytest.mark.parametrize(("steep", "widening"), [(4, 0.5), (30, 0.3), (30, 0.02)])
+def test_at_its_defaults_noise_is_certified_only_where_it_is_little(steep, widening, free):
+    """Four chains have an error of their own, in which a wrong width can hide."""
+    objective, exact = sloped_bowl(steep, widening, free)
+    found = [learn(objective, seed) for seed in range(10)]
+    raised = [estimate.details["raised"].mean() for estimate in found]
+    assert np.mean(raised) == pytest.approx(steep * widening / 2, rel=0.1)
+    mean = np.mean([estimate.value for estimate in found])
+    assert mean == pytest.approx(exact * (1 + widening), rel=0.1)
+    assert any(estimate.converged for estimate in found) is (widening < 0.1)
 
 
 def test_one_chain_has_no_error_and_no_certificate():

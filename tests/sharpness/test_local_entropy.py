@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from cases.langevin import AWAY, SPECTRUM, bowl, free_energy, with_statistics
+from cases.langevin import AWAY, SPECTRUM, bowl, free_energy, noisy_bowl, with_statistics
 from helpers import ONE
 
 import sharpflat as sf
@@ -124,10 +124,6 @@ def test_mini_batches_leave_the_mean(x64):
     exact = here + 2 * np.log1p(r) - 0.5 * r / (1 + r) * slope @ slope
     estimate = entropy(objective, sigma=0.1, batch_size=10, chains=64, steps=32)
     assert abs(estimate.value - exact) < 4 * estimate.standard_error
-
-
-def noisy_bowl(w, batch):
-    return 0.5 * jnp.sum(w[:4] ** 2) + jnp.mean(batch.inputs @ w[:4])
 
 
 @pytest.mark.parametrize("free", [0, 200])

@@ -227,9 +227,12 @@ def invariance_table(
         given = {**inputs, "opt_state": state} if "opt_state" in inputs else inputs
         return estimates(where, requests, seed, given, lambda metric: say(f"{name}: {metric}"))
 
-    state = inputs.get("opt_state")
+    state, numbers = inputs.get("opt_state"), inputs.get("hyperparams") or {}
     before = measured("as it is", objective, state)
-    after = [measured(change.name, change.objective, followed(state, change)) for change in changes]
+    after = [
+        measured(change.name, change.objective, followed(state, change, numbers))
+        for change in changes
+    ]
     rows = [
         InvarianceRow(
             name, arguments, change.name, before[i], there[i],

@@ -12,36 +12,47 @@ import jax.numpy as jnp
 from sharpflat.audit.changes import Change
 from sharpflat.audit.layers import edited_arrays
 
-POWERS = {"trace": 1, "mu": 1, "nu": 2, "nu_max": 2, "sum_of_squares": 2}
+SUMS = "sum_of_squares"
+POWERS = {"trace": 1, "mu": 1, "nu": 2, "nu_max": 2, SUMS: 2}
 """Optax's names for averages, maxima and sums of gradients, with the power of the gradient."""
 
 
-def followed(opt_state: Any, change: Change) -> Any:
+def followed(opt_state: Any, change: Change, hyperparams: Mapping[str, Any]) -> Any:
     """The state that the same examples would have left, each gradient taken after the change.
 
     Where a change puts d w_i in w_j's place, it puts g_i / d there of the gradient, and of its
-    k-th power's moment m_i / dᵏ. All else of the state stays, and all of it where the function
-    changed too: gradients then follow no such rule.
+    k-th power's moment m_i / dᵏ. Adagrad's sums begin above zero: that no gradient left, and it
+    stays. All else of the state stays, too, and all of it where the function changed as well:
+    gradients then follow no such rule.
 
     Args:
         opt_state: as Optax has it, at the parameters before.
         change: of these.
+        hyperparams: the optimizer's, of which `initial_accumulator_value` is looked at; Optax's
+            default is 0.1.
     """
+    if not change.edits:
+        return opt_state
+    again = functools.partial(followed, change=change, hyperparams=hyperparams)
     if hasattr(opt_state, "_fields"):
+        first = {SUMS: hyperparams.get("initial_accumulator_value", 0.1)}
         parts = {
-            name: _moved(part, change, POWERS[name]) if name in POWERS else followed(part, change)
+            name: _moved(part, change, POWERS[name], first.get(name, 0.0))
+            if name in POWERS
+            else again(part)
             for name, part in opt_state._asdict().items()
         }
         return type(opt_state)(**parts)
     if isinstance(opt_state, Mapping):
-        return {name: followed(part, change) for name, part in opt_state.items()}
+        return {name: again(part) for name, part in opt_state.items()}
     if isinstance(opt_state, tuple | list):
-        return type(opt_state)(followed(part, change) for part in opt_state)
+        return type(opt_state)(map(again, opt_state))
     return opt_state
 
 
-def _moved(moments: Any, change: Change, power: int) -> Any:
+def _moved(moments: Any, change: Change, power: int, first: float) -> Any:
     """With the edits, which have multiplied by d, undone once, and `power` times more."""
     edited = functools.partial(functools.reduce, edited_arrays, change.edits)
     scale = edited(jax.tree.map(jnp.ones_like, moments))
-    return jax.tree.map(lambda moment, d: moment / d ** (power + 1), edited(moments), scale)
+    gathered = edited(jax.tree.map(lambda moment: moment - first, moments))
+    return jax.tree.map(lambda moment, d: first + moment / d ** (power + 1), gathered, scale)

@@ -36,9 +36,9 @@ HANDED_OVER: dict[str, Callable[[Run], Any]] = {
 
 
 def hyperparams_of(config: dict[str, Any]) -> dict[str, Any]:
-    """All arguments of a resolved run config's optimizer."""
+    """All arguments of a resolved run config's optimizer, and its name."""
     name, arguments, _ = optimizer_arguments(config)
-    return optimizers[name].arguments(arguments)
+    return {**optimizers[name].arguments(arguments), "name": name}
 
 
 @dataclass(frozen=True)

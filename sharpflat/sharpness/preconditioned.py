@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.tree_util import Partial
 
 from sharpflat import trees
 from sharpflat.curvature.krylov import Krylov, hessian
 from sharpflat.objective import Objective
-from sharpflat.registry import Count, Decay, InputError, Positive, metric
+from sharpflat.registry import Count, Decay, InputError, Positive, metric, optimizers
 from sharpflat.sharpness.base import Estimate, selects_parameters
 from sharpflat.sharpness.hessian import outermost
 
@@ -54,15 +55,17 @@ def preconditioned_sharpness(
 
     β₁, β₂ and ε are, the first that there is: the argument; the optimizer's own, of `hyperparams`
     or of a state of `optax.inject_hyperparams`; Optax's default for such a state, of Adam's 0.9,
-    0.999 and 1e-8, of RMSProp's 0.9 and 1e-8, of AdaGrad's 1e-7. A study hands its optimizer's
-    over; one that is fixed in the code of an optimizer of your own, or Yogi's ε, is to be given.
+    0.999 and 1e-8, of RMSProp's 0.9 and 1e-8, of AdaGrad's 1e-7, which is a guess and said to be
+    one. A study hands its optimizer's over. RAdam and NAdam keep states of Adam's type and divide
+    by something else: this is not for them, nor for Adamax.
 
     Args:
         objective: where to measure.
         key: PRNG key of the start vector.
         opt_state: the optimizer's state at these parameters.
-        hyperparams: the optimizer's arguments by name, of which `b1`, `b2` (of RMSProp `decay`)
-            and `epsilon` (or `eps`) are looked at; nothing where `measure` is not given it.
+        hyperparams: the optimizer's arguments by name, of which `b1`, `b2` (of RMSProp `decay`,
+            if there is one) and `epsilon` (or `eps`) are looked at, and, if one of Sharpflat's
+            own, its `name`; nothing where `measure` is not given it.
         b1: β₁ of the bias correction.
         b2: β₂ of the bias correction, of Adam or of RMSProp with one (there its decay).
         epsilon: ε.
@@ -72,13 +75,15 @@ def preconditioned_sharpness(
         parameters: pattern of the parameters' names; the others are held fixed.
 
     Returns:
-        As `hessian_top_eigenvalues` with k = 1.
+        As `hessian_top_eigenvalues` with k = 1, but never `converged` where one of β₁, β₂ and ε had
+        to be guessed; of Sharpflat's own optimizers, told by `name`, all are known. Details beside:
+        those that P takes, by Optax's names (`b1`, `b2` or `decay`, `eps`).
 
     Raises:
         InputError: a state that is none of these, or of other parameters; second moments that are
             negative or not finite; moments under Adam's name with |μ| ≤ 1.1 ν > 0 everywhere, as
-            Adamax keeps them, unless `b2` is given to say that they are Adam's; a pattern that
-            fits no parameter.
+            Adamax keeps them, unless `b2` or the name of one of Sharpflat's own optimizers says
+            that they are Adam's; a pattern that fits no parameter.
 
     Example:
         >>> import jax.numpy as jnp, optax, sharpflat as sf
@@ -92,10 +97,11 @@ def preconditioned_sharpness(
     Source: Cohen et al. (2022), section 2.
     """
     given = {"b1": b1, "b2": b2, "epsilon": epsilon}
-    whole = _inverse_root(opt_state, objective.params, _numbers(opt_state, hyperparams, given))
-    if not trees.all_finite(whole):
+    numbers = _numbers(opt_state, hyperparams, given)
+    whole = _inverse_root(opt_state, objective.params, numbers)
+    if not trees.all_finite((_second_moments(opt_state), whole)):
         raise InputError("opt_state: its second moments are negative or not finite")
-    if b2 is None and _as_of_adamax(opt_state):
+    if b2 is None and not _of_ours(hyperparams) and _as_of_adamax(opt_state):
         raise InputError(
             "opt_state: its moments are as Adamax keeps them, |mu| <= 1.1 nu everywhere, and no "
             "second moments; give b2 if they are Adam's all the same"
@@ -109,7 +115,11 @@ def preconditioned_sharpness(
     def operator(objective: Objective) -> Partial:
         return Partial(_scaled, hessian(objective), scale)
 
-    return outermost(Krylov(operator, part, key), key, 1, tolerance, max_steps)
+    estimate = outermost(Krylov(operator, part, key), key, 1, tolerance, max_steps)
+    details = {**estimate.details, **{name: np.float64(numbers[name]) for name in numbers}}
+    if _of_ours(hyperparams) or numbers == _known(opt_state, hyperparams, given):
+        return estimate._replace(details=details)
+    return estimate._replace(standard_error=None, converged=False, details=details)
 
 
 def _scaled(product: Any, scale: Any, vector: Any) -> Any:
@@ -127,17 +137,34 @@ def _inverse_root(opt_state: Any, params: Any, numbers: Mapping[str, Any]) -> An
 
 
 def _numbers(opt_state: Any, hyperparams: Any, given: Mapping[str, Any]) -> dict[str, Any]:
-    """By Optax's names those that the state's P takes, each from the first source that has it."""
+    """By Optax's names those that the state's P takes, of Optax's defaults what is not known."""
+    known = _known(opt_state, hyperparams, given)
+    return {**_defaults(opt_state), **known}
+
+
+def _known(opt_state: Any, hyperparams: Any, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Each from the first source that has it."""
     if not isinstance(hyperparams, Mapping):
         raise InputError(f"hyperparams: expected numbers by name, got {hyperparams!r}")
     injected = [getattr(state, "hyperparams", {}) for state in _states(opt_state)]
-    sources = [{**given, "decay": given["b2"]}, hyperparams, *injected]
-    sources = [{"eps": source.get("epsilon"), **source} for source in sources]
-    defaults = PRECONDITIONERS[type(_second_moments(opt_state)).__name__].defaults
-    return {
-        name: next((own[name] for own in sources if own.get(name) is not None), default)
-        for name, default in defaults.items()
+    sources = [
+        {"eps": source.get("epsilon"), "decay": source.get("b2"), **source}
+        for source in (given, hyperparams, *injected)
+    ]
+    found = {
+        name: next((own[name] for own in sources if own.get(name) is not None), None)
+        for name in _defaults(opt_state)
     }
+    return {name: number for name, number in found.items() if number is not None}
+
+
+def _defaults(opt_state: Any) -> dict[str, float]:
+    return PRECONDITIONERS[type(_second_moments(opt_state)).__name__].defaults
+
+
+def _of_ours(hyperparams: Mapping[str, Any]) -> bool:
+    name = hyperparams.get("name", "")
+    return name in optimizers and optimizers[name].built_in
 
 
 def _second_moments(opt_state: Any) -> Any:

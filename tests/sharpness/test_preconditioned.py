@@ -43,11 +43,16 @@ def test_against_the_dense_product(name, precision, tolerance):
         bowl = quadratic(matrix)
         state = state_of(sf.optimizers[name](), bowl.params)
         spec = {"preconditioned_sharpness": {"tolerance": tolerance / 10}}
-        estimate = sf.measure(bowl, spec, opt_state=state)
+        estimate = sf.measure(bowl, spec, opt_state=state, hyperparams={"name": name})
+        guessed = sf.measure(bowl, spec, opt_state=state)
     assert estimate.converged
     assert estimate.value == pytest.approx(expected, rel=tolerance)
+    assert guessed.value == estimate.value
+    assert not guessed.converged, "the numbers might be others"
+    assert guessed.standard_error is None
 
 
+NUMBERS = {"b1", "b2", "decay", "eps"}
 RULES = {
     "adam": optax.scale_by_adam(b1=0.9, b2=0.99),
     "yogi": optax.scale_by_yogi(b1=0.9, b2=0.99, eps=1e-8),
@@ -74,10 +79,17 @@ def test_it_is_what_the_optimizer_divides_its_step_by(name, x64):
         mean = state.mu["w"]
     root = np.asarray(mean / step["w"]) ** -0.5
     expected = np.linalg.eigvalsh(root[:, None] * matrix * root)[-1]
-    spec = {"preconditioned_sharpness": {"b2": 0.99, "tolerance": 1e-8}}
+    epsilon = 1e-7 if name == "adagrad" else 1e-8
+    spec = {
+        "preconditioned_sharpness": {"b1": 0.9, "b2": 0.99, "epsilon": epsilon, "tolerance": 1e-8}
+    }
     estimate = sf.measure(bowl, spec, opt_state=(optax.EmptyState(), {"inner": (state,)}))
     assert estimate.value == pytest.approx(expected, rel=1e-6)
     assert estimate.converged
+    taken = {key: float(estimate.details[key]) for key in NUMBERS & estimate.details.keys()}
+    decay = {"decay": 0.99} if "rms" in name else {}
+    kept = {"adam": {"b1": 0.9, "b2": 0.99}, "amsgrad": {"b1": 0.9}}
+    assert taken == {"eps": epsilon, **kept.get(name.replace("yogi", "adam"), decay)}
 
 
 @pytest.mark.parametrize("count", [1, 2, 50])
@@ -125,6 +137,8 @@ def test_the_decay_of_rmsprop_is_its_own(x64):
     handed = sf.measure(bowl, name, opt_state=state, hyperparams={"decay": 0.7, "b2": 0.1}).value
     assert handed == sf.measure(bowl, name, opt_state=state, b2=0.7).value
     assert handed != sf.measure(bowl, name, opt_state=state).value
+    only = sf.measure(bowl, name, opt_state=state, hyperparams={"b2": 0.7}).value
+    assert only == handed, "as Schedule-Free's AdamW has it"
 
 
 def moments(name, squares):
@@ -144,11 +158,13 @@ def moments(name, squares):
 def test_moments_that_are_none_are_refused(name):
     bowl, asked = quadratic(rotated(SPECTRUM)), "preconditioned_sharpness"
     estimate = sf.measure(bowl, asked, opt_state=moments(name, [1.0, 1e-6, 0.0, 2.0]))
-    assert estimate.converged
+    assert np.isfinite(estimate.value)
     with pytest.raises(sf.InputError, match="opt_state: its second moments are negative or not"):
         sf.measure(bowl, asked, opt_state=moments(name, [1.0, -1e-3, 0.0, 2.0]))
     for broken in (np.nan, np.inf):
-        with pytest.raises(sf.InputError, match="opt_state: hold numbers that are not finite"):
+        with pytest.raises(
+            sf.InputError, match="opt_state: its second moments are negative or not"
+        ):
             sf.measure(bowl, asked, opt_state=moments(name, [1.0, broken, 1.0, 2.0]))
 
 
@@ -159,9 +175,12 @@ def test_adamax_is_refused_where_its_moments_tell():
         with pytest.raises(sf.InputError, match="opt_state: its moments are as Adamax keeps them"):
             sf.measure(bowl, "preconditioned_sharpness", opt_state=state)
         state = state_of(optax.adam(0.1), bowl.params, updates)
-        assert sf.measure(bowl, "preconditioned_sharpness", opt_state=state).converged
+        assert sf.measure(bowl, "preconditioned_sharpness", opt_state=state).value > 0
     large = optax.ScaleByAdamState(jnp.asarray(9), {"w": jnp.ones(4)}, {"w": jnp.full(4, 4.0)})
-    assert sf.measure(bowl, "preconditioned_sharpness", opt_state=large, b2=0.999).converged
+    with pytest.raises(sf.InputError, match="as Adamax keeps them"):
+        sf.measure(bowl, "preconditioned_sharpness", opt_state=large, hyperparams={"name": "mine"})
+    for known in ({"b2": 0.999}, {"hyperparams": {"name": "adam"}}):
+        assert sf.measure(bowl, "preconditioned_sharpness", opt_state=large, **known).value > 0
 
 
 def test_a_parameter_that_adagrad_never_moved_is_held_fixed(x64):

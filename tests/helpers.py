@@ -32,6 +32,13 @@ def quadratic(matrix, minimum=None, floor=0.0):
     return sf.Objective.from_function(loss, {"w": center}, ONE)
 
 
+def diagonal(spectrum):
+    """f(w) = ½ Σ h_i w_i² at 0, in as many parameters as wanted: the matrix is never there."""
+    spectrum = jnp.asarray(spectrum, jnp.result_type(float))
+    zero = jnp.zeros_like(spectrum)
+    return sf.Objective.from_function(lambda w, _: 0.5 * jnp.sum(spectrum * w**2), zero, ONE)
+
+
 class Case(NamedTuple):
     """A metric on a problem where its value is known.
 

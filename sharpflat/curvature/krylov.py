@@ -58,6 +58,7 @@ class Krylov:
         objective: handed to it.
         locked: `[l, p]`, orthonormal; the space lies in their complement.
         size: p less l: no space is larger.
+        half_given: whether a `start` was given.
     """
 
     def __init__(
@@ -74,6 +75,7 @@ class Krylov:
         self.locked = jnp.zeros((0, p)) if locked is None else locked
         self.size = p - len(self.locked)
         capacity = min(FIRST_CAPACITY, p)
+        self.half_given = start is not None
         start = jnp.zeros(p) if start is None else start
         self._basis, self._last = _started(objective.params, key, self.locked, start, capacity)
         self._diagonal: list[float] = []
@@ -127,6 +129,8 @@ class Krylov:
             self._basis, image, self._last, self.locked, done, before
         )
         diagonal, coupling = map(float, numbers)
+        if not np.isfinite([diagonal, coupling]).all():
+            raise ArithmeticError("the curvature here is not finite")
         self._diagonal.append(diagonal)
         self._coupling.append(coupling)
 

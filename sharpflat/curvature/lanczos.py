@@ -23,7 +23,7 @@ class Eigenvalue(NamedTuple):
         value: λ.
         residual: ‖Hv − λv‖ / |λ|.
         missed: over random starts at most the probability that an eigenvalue lies further out than
-            λ by more than the tolerance; it says nothing of a start that is not all random.
+            λ by more than the tolerance.
         products: operator products used, those of a shared space included.
     """
 
@@ -53,7 +53,7 @@ class Eigenpairs(NamedTuple):
 
 
 def outermost_eigenvalue(
-    space: Krylov, *, tolerance: float, max_steps: int, sign: float = 1.0, risk: float = 1.0
+    space: Krylov, *, tolerance: float, max_steps: int, sign: float = 1.0
 ) -> Eigenvalue:
     """The largest eigenvalue (with `sign` −1 the smallest), to a relative `tolerance`.
 
@@ -61,21 +61,20 @@ def outermost_eigenvalue(
     within r of λ, and within r² / δ where no other one is nearer than δ. That second bound is no
     criterion: of two eigenvalues that the space has not yet told apart it would certify a number
     between them. Nor does the residual say that λ is the outermost eigenvalue: the space grows
-    until the probability that one beyond λ + `tolerance` |λ| was missed is at most `risk`, too.
+    until the probability that one beyond λ + `tolerance` |λ| was missed is at most `RISK`, too.
 
     Args:
         space: a Krylov space of the operator, used as far as it has grown.
         tolerance: of the relative residual, and of what lies further out.
         max_steps: Lanczos steps at most.
         sign: +1 for the largest, −1 for the smallest.
-        risk: `RISK` for a random start; 1, the residual alone, for one that is not.
 
-    Source: Parlett (1998), theorems 4.5.1 and 11.7.1; for `risk` see `missed`.
+    Source: Parlett (1998), theorems 4.5.1 and 11.7.1; for the probability see `missed`.
     """
 
     def enough(m: int) -> bool:
         found = _outermost(space, m, tolerance, sign)
-        return found.residual <= tolerance and found.missed <= risk
+        return found.residual <= tolerance and found.missed <= RISK
 
     return _outermost(space, space.grow(max_steps, enough), tolerance, sign)
 
@@ -86,10 +85,12 @@ def missed(space: Krylov, ritz: np.ndarray, beyond: float) -> float:
     q_{m+1} = p_m(H) q_1 is a unit vector, so every eigenpair (λ, v) has |p_m(λ)| |⟨v, q_1⟩| ≤ 1.
     Beyond all Ritz values |p_m| rises: an eigenvalue there needs a start with |⟨v, q_1⟩| at most
     t = 1 / |p_m(beyond)|, and of a random direction in p dimensions the probability of that is at
-    most √(2p/π) t. Where a Ritz value lies beyond, this shows nothing: 1.
+    most √(2p/π) t. Of a start that is half given, (r + s) / ‖r + s‖ with r random and s any unit
+    vector that was chosen without r, it is at most twice that: ‖r + s‖ ≤ 2, and |⟨v, r⟩ + ⟨v, s⟩|
+    is small no more often than |⟨v, r⟩|. Where a Ritz value lies beyond, this shows nothing: 1.
 
     Args:
-        space: of a start that is random in all of its `size` dimensions, p.
+        space: of a start that is random in its `size` dimensions, p, all of it or half.
         ritz: the Ritz values of its first m steps, ascending; negated with `beyond` for −H.
         beyond: from where on.
 
@@ -101,7 +102,8 @@ def missed(space: Krylov, ritz: np.ndarray, beyond: float) -> float:
     if m == space.size or space.coupling(m) == 0:
         return 0.0
     risen = log_polynomial(beyond, ritz, space.couplings(m))
-    return float(np.exp(min(0.5 * np.log(2 * space.size / np.pi) - risen, 0.0)))
+    given = np.log(2.0) if space.half_given else 0.0
+    return float(np.exp(min(given + 0.5 * np.log(2 * space.size / np.pi) - risen, 0.0)))
 
 
 def log_polynomial(x: float, ritz: np.ndarray, couplings: np.ndarray) -> float:

@@ -17,7 +17,7 @@ import numpy as np
 from sharpflat.batch import Batch
 from sharpflat.config import Policy
 from sharpflat.curvature.krylov import Krylov, hessian
-from sharpflat.curvature.lanczos import leading, outermost_eigenvalue
+from sharpflat.curvature.lanczos import RISK, leading, outermost_eigenvalue
 from sharpflat.objective import Objective
 from sharpflat.registry import Count, Positive, tracker
 from sharpflat.runs.snapshots import save_tree
@@ -77,29 +77,31 @@ def top_eigenvalue(
 
     Lanczos begins with the sum of the uppermost three Ritz vectors of the look before, mixed half
     and half with a random direction, so that an eigenvalue that has overtaken the largest is met.
-    A small residual says that the number is an eigenvalue, not that it is the largest: with a
-    tolerance of 1e-2 a look has been seen that was 9 % low and met it.
+    The random half is a new one at every look, and `missed` counts the other as known beforehand.
 
     Args:
         look: where the training is.
         examples: the first so many of the training set, or all if there are fewer.
         chunk: examples a pass.
         batch_norm: the policy, see `Objective.from_model`.
-        tolerance: of ‖Hv − λv‖ / |λ|.
+        tolerance: of ‖Hv − λv‖ / |λ|, and of what may lie further out.
         max_steps: Lanczos steps at most.
 
     Returns:
-        λmax; details: `residual`, `products`.
+        λmax; `converged` as for `hessian_top_eigenvalues`; details: `residual`, `missed`,
+        `products`.
 
     Source: the edge of stability, Cohen et al. (2021), watches it so.
     """
     objective = look.objective(examples, chunk, batch_norm)
-    key = jax.random.key(look.config["seed"])
+    key = jax.random.fold_in(jax.random.key(look.config["seed"]), look.step)
     space = Krylov(hessian, objective, key, start=look.carried)
     found = outermost_eigenvalue(space, tolerance=tolerance, max_steps=max_steps)
     look.carried = leading(space, found.products).astype(look.carried.dtype)
-    held = found.residual <= tolerance
-    details = {"residual": found.residual, "products": found.products}
+    held = found.residual <= tolerance and found.missed <= RISK
+    details = {
+        "residual": found.residual, "missed": found.missed, "products": found.products,
+    }  # fmt: skip
     return Estimate(found.value, 0.0 if held else None, held, details)
 
 

@@ -172,9 +172,7 @@ def outermost(
 ) -> Estimate:
     """The estimate of the outermost eigenvalue of a space's operator, k of them in its details."""
     if k == 1:
-        one = outermost_eigenvalue(
-            space, tolerance=tolerance, max_steps=max_steps, sign=sign, risk=RISK
-        )
+        one = outermost_eigenvalue(space, tolerance=tolerance, max_steps=max_steps, sign=sign)
         values, residuals = np.array([one.value]), np.array([one.residual])
         missed, products = one.missed, one.products
     else:

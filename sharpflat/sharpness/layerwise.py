@@ -100,4 +100,4 @@ def _layer(name: str) -> str:
 def _top(block: Objective, key: jax.Array, tolerance: float, steps: int) -> Eigenvalue:
     """A block's top eigenvalue with its certificate."""
     space = Krylov(hessian, block, key)
-    return outermost_eigenvalue(space, tolerance=tolerance, max_steps=steps, risk=RISK)
+    return outermost_eigenvalue(space, tolerance=tolerance, max_steps=steps)

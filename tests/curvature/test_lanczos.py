@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import ONE, quadratic, rotated
+from helpers import diagonal, quadratic, rotated
 
-import sharpflat as sf
 from sharpflat.curvature.krylov import Krylov, hessian
 from sharpflat.curvature.lanczos import (
     RISK,
@@ -17,12 +16,6 @@ from sharpflat.curvature.lanczos import (
 )
 
 SPECTRUM = [50.0, 20.0, *np.linspace(0, 1, 48)]
-
-
-def diagonal(spectrum):
-    spectrum = jnp.asarray(spectrum, jnp.result_type(float))
-    zero = jnp.zeros_like(spectrum)
-    return sf.Objective.from_function(lambda w, _: 0.5 * jnp.sum(spectrum * w**2), zero, ONE)
 
 
 @pytest.mark.parametrize("m", [1, 3, 5])
@@ -67,18 +60,24 @@ def test_what_a_ritz_value_hides_and_what_a_whole_space_shows():
     assert missed(flat, np.linalg.eigvalsh(flat.tridiagonal(flat.grow(4))), 0.0) == 0
 
 
-def test_without_a_risk_the_residual_alone_decides():
-    """As a warm start has it, which is not all random."""
+def test_of_a_start_that_is_half_given_twice_as_much_is_missed():
+    """And the bulk, in which it lies, is left behind as by one that is all random."""
     bowl = diagonal([1.0] * 39_999 + [-0.5])
-    rules = {}
-    for risk in (1.0, RISK):
-        space = Krylov(hessian, bowl, jax.random.key(1))
-        rules[risk] = outermost_eigenvalue(
-            space, tolerance=1e-2, max_steps=50, sign=-1.0, risk=risk
-        )
-    assert rules[1.0].value == pytest.approx(1, abs=1e-2)
-    assert rules[1.0].missed > RISK
-    assert rules[RISK].value == pytest.approx(-0.5, rel=1e-2)
+    spaces = [
+        Krylov(hessian, bowl, jax.random.key(1), start=start) for start in (None, jnp.zeros(40_000))
+    ]
+    ritz = []
+    for space in spaces:
+        space.grow(2)
+        ritz.append(np.linalg.eigvalsh(-space.tridiagonal(2)))
+    plain, half = (missed(*pair, 0.6) for pair in zip(spaces, ritz, strict=True))
+    assert half == pytest.approx(2 * plain, rel=1e-3)
+    assert 0 < half < 1
+    start = jnp.eye(1, 40_000)[0]
+    warm = Krylov(hessian, bowl, jax.random.key(1), start=start)
+    found = outermost_eigenvalue(warm, tolerance=1e-2, max_steps=50, sign=-1.0)
+    assert found.value == pytest.approx(-0.5, rel=1e-2)
+    assert found.missed <= RISK
 
 
 @pytest.mark.parametrize("seed", range(5))

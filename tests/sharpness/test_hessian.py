@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import ONE, quadratic, rotated
+from helpers import diagonal, quadratic, rotated
 from jax.flatten_util import ravel_pytree
 
 import sharpflat as sf
@@ -84,12 +84,6 @@ def test_true_error_where_the_gap_is_small(seed, x64):
     estimate = sf.measure(quadratic(rotated(spectrum)), "hessian_top_eigenvalues", seed=seed)
     assert (estimate.converged, estimate.standard_error) == (True, 0.0)
     assert abs(estimate.value - 1) <= estimate.details["residuals"][0] <= 1e-3
-
-
-def diagonal(spectrum):
-    spectrum = jnp.asarray(spectrum, jnp.result_type(float))
-    zero = jnp.zeros_like(spectrum)
-    return sf.Objective.from_function(lambda w, _: 0.5 * jnp.sum(spectrum * w**2), zero, ONE)
 
 
 TOP, BOTTOM = "hessian_top_eigenvalues", "hessian_bottom_eigenvalue"

@@ -106,7 +106,12 @@ def test_metric_docstring_holds_units_returns_example_and_source(name):
         assert f"{argument}:" in text
     for part in ("Returns:", "Example:", ">>>"):
         assert part in text
-    assert re.search(r"\bunits?\b|\bnats\b|dimensionless", text, re.IGNORECASE)
+    before_arguments = " ".join(text.partition("Args:")[0].split())
+    assert re.search(
+        r"units?:|in (its )?units|in percent|in nats|in radians|without (a )?units?|no units?|"
+        r"dimensionless|unit of",
+        before_arguments, re.IGNORECASE,
+    )  # fmt: skip
     assert re.search(r"Source: .*(\d{4}|arXiv)", text, re.DOTALL)
 
 

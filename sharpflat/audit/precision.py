@@ -226,13 +226,13 @@ def _cast(tree: Any, format: str) -> Any:
 
 
 def _within_bracket(details: Mapping[str, Any]) -> float:
-    """Digits of the middle of `low` and `high`, where a metric has left them; at most 16."""
-    if not {"low", "high"} <= set(details):
+    """Digits of the middle of a bisection's `low` and `high`, after `evaluations`; at most 16."""
+    if not {"low", "high", "evaluations"} <= set(details):
         return MOST_DIGITS
     low, high = (np.asarray(details[end], np.float64) for end in ("low", "high"))
     with np.errstate(divide="ignore", invalid="ignore"):
         digits = np.nan_to_num(-np.log10(np.sqrt(high / low) - 1), nan=0.0)
-    return float(np.clip(digits, 0.0, MOST_DIGITS).min())
+    return float(np.clip(digits, 0.0, MOST_DIGITS).min()) + 0.0
 
 
 def _said(row: PrecisionRow) -> str:

@@ -70,8 +70,8 @@ def measure(
 
     Raises:
         InputError: before any work, an unknown metric or argument, a missing input, what the
-            objective cannot give, parameters, a state, inputs or a loss there that are not finite;
-            later, a single metric's failure.
+            objective cannot give; what is not finite of the parameters, averages and initial
+            parameters or, where data are looked at, of the loss; later, one metric's failure.
 
     Example:
         >>> import jax.numpy as jnp, sharpflat as sf
@@ -151,7 +151,7 @@ def measure_each(
     for entry, arguments in asked:
         _check_inputs(entry, inputs, known)
         check(entry, objective, {**arguments, **own_inputs(entry, inputs)})
-    check_finite(objective)
+    check_finite(objective, any(_looks_at_data(objective, *request) for request in asked))
     key = key_of(seed)
     with sharing():
         for entry, arguments in asked:
@@ -166,12 +166,16 @@ def measure_each(
             yield Measured(entry.name, arguments, estimate, failure, time.perf_counter() - began)
 
 
+def _looks_at_data(objective: Objective, entry: Entry, arguments: Mapping[str, Any]) -> bool:
+    return entry.cost is None or entry.cost(objective.data.size, arguments) > 0
+
+
 class NotFinite(InputError):
     """An objective at whose parameters there is nothing to measure."""
 
 
-def check_finite(objective: Objective) -> None:
-    """Refuse an objective whose parameters, state or loss there are not finite.
+def check_finite(objective: Objective, with_loss: bool = True) -> None:
+    """Refuse an objective whose parameters, state or, if asked for, loss there are not finite.
 
     Raises:
         NotFinite: names which.
@@ -180,6 +184,8 @@ def check_finite(objective: Objective) -> None:
     for name, tree in held.items():
         if not _finite(tree):
             raise NotFinite(f"{name}: hold numbers that are not finite; {IN_VAIN}")
+    if not with_loss:
+        return
     try:
         loss = float(objective.loss(objective.params))
     except Exception:  # what needs the loss will raise it, as its own error
@@ -207,9 +213,8 @@ def check(entry: Entry, objective: Objective, arguments: Mapping[str, Any]) -> N
     Raises:
         InputError: one line that names the metric.
     """
-    for name in entry.inputs:
-        if not _finite(arguments.get(name)):
-            raise InputError(f"{entry.name}: {name}: hold numbers that are not finite")
+    if not _finite(arguments.get("initial_params")):
+        raise InputError(f"{entry.name}: initial_params: hold numbers that are not finite")
     for refuse in entry.checks:
         try:
             refuse(objective, arguments)

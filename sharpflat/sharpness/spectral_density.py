@@ -70,7 +70,8 @@ def hessian_spectral_density(
     Returns:
         `standard_error` of the mean eigenvalue over probes (None for one). `converged` if the
         density from three quarters of the steps differs by at most 0.05 in total mass, and its
-        outermost nodes, whose mass may be nothing, by at most s. Details: `grid`, `density`,
+        outermost nodes, whose mass may be nothing, by at most s; or if there are as many steps as
+        parameters, which leaves nothing out. Details: `grid`, `density`,
         `density_standard_error` `[points]`; `nodes`, `weights` `[probes, steps]`; `negative_mass`,
         the share of eigenvalues below −3 s; `change` of mass, `edge_change` of the outermost nodes.
 
@@ -110,7 +111,8 @@ def hessian_spectral_density(
         "change": np.float64(change),
         "edge_change": edge_change,
     }
-    return estimate._replace(converged=bool(change <= 0.05 and edge_change <= s), details=details)
+    settled = steps >= space.size or bool(change <= 0.05 and edge_change <= s)
+    return estimate._replace(converged=settled, details=details)
 
 
 def _edges(rule: Quadrature) -> np.ndarray:

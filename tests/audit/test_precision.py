@@ -160,10 +160,12 @@ def test_random_metrics_are_compared_by_their_errors(own):
     [(1.0, 1.0625, 1.51), (2.0, 2.0, 16), (0.0, 1.0, 0), (1.0, np.inf, 0), (0.0, 0.0, 0)],
 )
 def test_a_bisection_has_no_more_digits_than_its_bracket(own, low, high, digits):
+    bracket = {"low": np.array(low), "high": np.float64(high), "evaluations": np.array(9)}
+
     @sf.metric
     def bisected(objective, key):
         """The middle of a bracket."""
-        return sf.Estimate(1.0, 0.0, True, {"low": np.array(low), "high": np.float64(high)})
+        return sf.Estimate(1.0, 0.0, True, bracket)
 
     table = sf.precision_table(bowl(jnp.array([0.1, 0.2])), "bisected")
     assert [row.digits for row in table.rows] == pytest.approx([digits] * 3, abs=0.01)
@@ -189,9 +191,11 @@ def test_a_loss_that_is_not_finite_in_a_format_is_a_failure_there():
         lambda w, batch: jnp.where(w.dtype == jnp.bfloat16, jnp.inf, 1.0) * jnp.sum(w**2),
         jnp.array([0.1, 0.2]), ONE,
     )  # fmt: skip
-    rows = by_format(sf.precision_table(small, "parameter_norm"))
+    rows = by_format(sf.precision_table(small, "gradient_norm"))
     assert "loss: is inf at these parameters" in str(rows["bfloat16"].estimate.details["error"])
     assert rows["float32"].digits > 6
+    rows = by_format(sf.precision_table(small, "parameter_norm"))
+    assert rows["bfloat16"].digits > 2, "it does not look at the loss"
 
 
 def test_failures_and_lost_certificates_are_said(own):

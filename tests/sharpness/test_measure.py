@@ -130,7 +130,10 @@ def test_what_is_not_finite_has_not_converged(own):
         lambda w, batch: jnp.sum(jnp.sqrt(jnp.abs(w) + 1e-40)), jnp.zeros(40),
         (jnp.ones((1, 1)), jnp.ones(1)),
     )  # fmt: skip
-    for estimate in sf.measure(cusp, ["hessian_trace", "hessian_frobenius_norm"]):
+    metrics = ["hessian_trace", "hessian_frobenius_norm", "hessian_top_eigenvalues"]
+    with pytest.warns(UserWarning, match="the curvature here is not finite"):
+        found = sf.measure(cusp, metrics)
+    for estimate in found:
         assert not np.isfinite(estimate.value)
         assert not estimate.converged
 
@@ -337,16 +340,18 @@ def held_fixed(value):
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_inputs_are_finite_too(first, value):
     objective, start = quadratic(BOWL), {"w": jnp.array([1.0, value, 0.0])}
-    state = optax.ScaleByRssState(start)
-    for name, inputs in (
-        ("distance_from_initialization", {"initial_params": start}),
-        ("preconditioned_sharpness", {"opt_state": (optax.EmptyState(), state)}),
-    ):
-        (given,) = inputs
-        said = f"^{name}: {given}: hold numbers that are not finite"
-        with pytest.raises(sf.InputError, match=said):
-            sf.measure(objective, [first, name], **inputs)
-        assert sf.measure(objective, ["parameter_norm"], **inputs)[0].converged, "it takes none"
+    said = "^distance_from_initialization: initial_params: hold numbers that are not finite"
+    with pytest.raises(sf.InputError, match=said):
+        sf.measure(objective, [first, "distance_from_initialization"], initial_params=start)
+    (norm,) = sf.measure(objective, ["parameter_norm"], initial_params=start)
+    assert norm.converged, "it takes none"
+
+
+def test_a_state_may_hold_what_is_not_finite_where_nothing_reads_it():
+    """As `optax.contrib.reduce_on_plateau` does, whose best value begins at infinity."""
+    state = (optax.ScaleByRssState({"w": jnp.ones(3)}), {"best_value": jnp.inf})
+    estimate = sf.measure(quadratic(BOWL), "preconditioned_sharpness", opt_state=state)
+    assert np.isfinite(estimate.value)
 
 
 def test_a_loss_that_raises_is_the_error_of_those_that_need_it():

@@ -143,7 +143,8 @@ class Entry:
         function: the function.
         cost: of a metric, about how much work it is; None if nobody has said.
         checks: of a metric, functions of `(objective, arguments)` that refuse, before any work,
-            what it cannot measure; each raises InputError.
+            what it cannot measure; of an optimizer, of `(updates, arguments)`, what it cannot train
+            in so many updates. Each raises InputError.
     """
 
     kind: str

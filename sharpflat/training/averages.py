@@ -31,7 +31,7 @@ class StochasticAverage(NamedTuple):
 
 
 def ema(rule: optax.GradientTransformation, decay: float) -> optax.GradientTransformationExtraArgs:
-    """`rule`, with the exponential moving average of the parameters after each of its updates.
+    """`rule`, with the exponential moving average of what each of its updates leaves.
 
     θ̄_t = Σ_k d^{t−k} θ_k / Σ_k d^{t−k}: the start is not in it (Polyak and Juditsky, 1992).
     """
@@ -44,7 +44,8 @@ def ema(rule: optax.GradientTransformation, decay: float) -> optax.GradientTrans
         grads: Any, state: ExponentialAverage, params: Any = None, **extra: Any
     ) -> tuple[Any, ExponentialAverage]:
         updates, inner = own.update(grads, state.inner, params, **extra)
-        total = trees.interpolate(optax.apply_updates(params, updates), state.sum, decay)
+        point = evaluated(inner, optax.apply_updates(params, updates))
+        total = trees.interpolate(point, state.sum, decay)
         return updates, ExponentialAverage(inner, total, decay * state.weight + 1 - decay)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -53,7 +54,7 @@ def ema(rule: optax.GradientTransformation, decay: float) -> optax.GradientTrans
 def swa(
     rule: optax.GradientTransformation, first: int, every: int
 ) -> optax.GradientTransformationExtraArgs:
-    """`rule`, with the plain mean of the parameters after updates `first`, `first + every`, ...
+    """`rule`, with the plain mean of what updates `first`, `first + every`, ... leave.
 
     Stochastic weight averaging (Izmailov et al., 2018).
     """
@@ -71,7 +72,8 @@ def swa(
         taken = (number >= first) & ((number - first) % every == 0)
         points = state.points + taken
         share = jnp.where(taken, 1 / jnp.maximum(points, 1), 0.0)
-        mean = trees.interpolate(state.mean, optax.apply_updates(params, updates), share)
+        point = evaluated(inner, optax.apply_updates(params, updates))
+        mean = trees.interpolate(state.mean, point, share)
         return updates, StochasticAverage(inner, number, points, mean)
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -80,7 +82,8 @@ def swa(
 def evaluated(opt_state: Any, params: Any) -> Any:
     """The parameters that a training stands for: its average where it keeps one.
 
-    Of `schedule_free` that is x, of `entropy_sgd` the centre, which the parameters move about.
+    Of `schedule_free` that is x, of `entropy_sgd` the centre, which the parameters move about; an
+    average over one of these is that of its x or centre.
     """
     match opt_state:
         case ExponentialAverage():

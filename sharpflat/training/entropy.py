@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,7 +10,7 @@ import jax.numpy as jnp
 import optax
 
 from sharpflat import trees
-from sharpflat.registry import Count, Fraction, NonNegative, Positive, optimizer
+from sharpflat.registry import Count, Fraction, InputError, NonNegative, Positive, optimizer
 
 
 class EntropyState(NamedTuple):
@@ -20,7 +21,15 @@ class EntropyState(NamedTuple):
     mean: Any
 
 
-@optimizer
+def _moves_once(updates: int, arguments: Mapping[str, Any]) -> None:
+    if updates < arguments["steps"]:
+        raise InputError(
+            f"steps: {arguments['steps']} is above the {updates} updates of this training, which "
+            f"would stay where it begins; choose fewer, or more epochs"
+        )
+
+
+@optimizer(checks=(_moves_once,))
 def entropy_sgd(
     *,
     learning_rate: Positive = 0.1,
@@ -35,7 +44,8 @@ def entropy_sgd(
 
     Each update is one inner step on its own batch, θ ← θ − η (g + γ (θ − x)) + √η ε n with normal
     n, μ ← (1 − α) μ + α θ; every L-th one then moves x ← x − η' (x − μ) and puts θ and μ there.
-    L is `steps`. What is evaluated, kept and measured is x. η' is the source's outer rate times γ;
+    L is `steps`. What is evaluated, kept and measured is x: updates after the last move do not
+    show, and a training of fewer than L is refused. η' is the source's outer rate times γ;
     γ grows by `growth` of itself at every move of x.
     """
 

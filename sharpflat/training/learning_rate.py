@@ -25,7 +25,8 @@ def constant(progress: jax.Array) -> jax.Array:
 def cosine(progress: jax.Array, *, final: Fraction = 0.0) -> jax.Array:
     """From 1 to `final` along half a cosine: f + (1 − f) (1 + cos πs) / 2 (Loshchilov, 2017).
 
-    The last update's rate is `final` times the learning rate: at 0 that update changes nothing.
+    The last update's rate is `final` times the learning rate: at 0 that update changes nothing, but
+    under `lars`, whose momentum comes after the rate.
     """
     return final + (1 - final) * (1 + jnp.cos(jnp.pi * progress)) / 2
 

@@ -69,6 +69,11 @@ def optimizer_of(
         raise InputError(f"optimizer: {name!r} has no learning_rate that could be made to change")
     if warmup and warmup >= updates:
         raise InputError(f"warmup: its {warmup:g} updates are not fewer than the {updates} of all")
+    for refuse in entry.checks if updates else ():
+        try:
+            refuse(updates, checked)
+        except InputError as error:
+            raise InputError(f"optimizer.{error}") from None
     checked = {key: value for key, value in checked.items() if key not in free}
     factors = {
         "scale": scale, "schedule": schedule, "warmup": warmup, "updates": updates,

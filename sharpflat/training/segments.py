@@ -267,8 +267,10 @@ def _segment(
 
     def member(i: jax.Array, carry: Any, drawn: Drawn) -> Any:
         assert optimizer_of is not None
-        # Python's numbers, of a run alone, take the parameters' precision: so do these.
-        precision = optax.tree.dtype(carry[0].params, "lowest")
+        # Python's numbers, of a run alone, take the parameters' precision, and what is made of
+        # them first, as 1 - b2, Python's own.
+        lowest = optax.tree.dtype(carry[0].params, "lowest")
+        precision = str(jnp.promote_types(lowest, jnp.float32))
         own = replace(recipe, optimizer=optimizer_of(trees.cast(drawn.numbers, precision)))
         after = one(i, own, carry, drawn)
         return jax.tree.map(lambda new, old: jnp.where(drawn.active, new, old), after, carry)

@@ -36,7 +36,8 @@ def asam(
 ) -> optax.GradientTransformationExtraArgs:
     """ASAM: as `sam` at θ + ρ T²g/‖Tg‖, T = |θ| + η elementwise (Kwon et al., 2021).
 
-    Of biases and batch-norm parameters (arrays of one axis) T is 1.
+    Of biases and batch-norm parameters (arrays of one axis) T is 1, a choice of ours; the measure
+    `asam_sharpness` scales every parameter.
     """
     return _aware(learning_rate, decay, rho, eta)
 

@@ -14,6 +14,11 @@ CONTEXTS: dict[str, Callable[[Any], AbstractContextManager[Any]]] = {
     "jax_default_matmul_precision": jax.default_matmul_precision,
     "jax_debug_nans": jax.debug_nans,
     "jax_default_device": jax.default_device,
+    "jax_default_prng_impl": jax.default_prng_impl,
+    "jax_threefry_partitionable": jax.threefry_partitionable,
+    "jax_numpy_rank_promotion": jax.numpy_rank_promotion,
+    "jax_numpy_dtype_promotion": jax.numpy_dtype_promotion,
+    "jax_debug_infs": jax.debug_infs,
 }
 
 

@@ -96,8 +96,8 @@ def lars(
     m_t = λ m_{t−1} − η_t r (g + β w), θ_t = θ_{t−1} + m_t, where r = `trust` ‖w‖/‖g + β w‖ and β is
     the weight decay; under a schedule each gradient keeps the η of its own update. Biases and
     batch-norm parameters (arrays of one axis) have no decay. Where an array is all zero, as biases
-    are at the start, r is 1: its first step is η g. Usual implementations leave biases out of r
-    altogether, which at this η would be too long a step.
+    are at the start, r is 1: its first step is η g, of which momentum makes η g / (1 − λ) in all.
+    Usual implementations leave biases out of r altogether, so that every step is one like that.
     """
     return optax.lars(
         learning_rate, weight_decay, _weights, trust_coefficient=trust, momentum=decay

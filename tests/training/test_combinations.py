@@ -376,6 +376,39 @@ def test_entropy_sgd_stands_for_its_centre(average):
         assert np.abs(points[number] - read[number]).max() > 1e-3
 
 
+@pytest.mark.parametrize(
+    ("name", "given"),
+    [("entropy_sgd", {"learning_rate": 0.05, "steps": 3}), ("schedule_free", {})],
+)
+@pytest.mark.parametrize("average", [("swa", 5, 5), ("ema", 0.8)], ids=["swa", "ema"])
+def test_an_average_is_that_of_what_is_evaluated(name, given, average):
+    """Of the centre, or of x: not of the iterates, which move about it."""
+    plain, averaged = (
+        optax.with_extra_args_support(make_optimizer(name, given, average=how))
+        for how in (None, average)
+    )
+    params = {"w": jnp.array([1.0, -0.5])}
+    state, both, read, raw = plain.init(params), averaged.init(params), [], []
+    for number in range(1, 21):
+        about = {"key": jax.random.fold_in(KEY, number), "grad_fn": lambda point: point}
+        _, both = averaged.update(params, both, params, **about)
+        change, state = plain.update(params, state, params, **about)
+        params = optax.apply_updates(params, change)
+        read.append(np.asarray(evaluated(state, params)["w"]))
+        raw.append(np.asarray(params["w"]))
+    weights = 0.8 ** np.arange(20)[::-1] if average[0] == "ema" else np.arange(1, 21) % 5 == 0
+    mean, other = (np.average(points, axis=0, weights=weights) for points in (read, raw))
+    found = np.asarray(evaluated(both, params)["w"])
+    np.testing.assert_allclose(found, mean, rtol=1e-5)
+    assert np.abs(found - other).max() > 1e-3
+
+
+def test_a_training_too_short_for_entropy_sgd_to_move_is_refused():
+    with pytest.raises(sf.InputError, match=r"^optimizer.steps: 20 is above the 19 updates"):
+        make_optimizer("entropy_sgd", {}, updates=19)
+    make_optimizer("entropy_sgd", {}, updates=20)
+
+
 # Momentum under a schedule.
 
 

@@ -88,11 +88,11 @@ def check_that_it_acts(name, params, updates, data, seed):
 
 @pytest.mark.parametrize("name", RULES)
 def test_resumed_it_is_to_the_bit_the_unbroken_training(name, data):
+    """From within its second epoch."""
     made = recipe(name)
     first = beginning(start(made, data, 3))
     whole = after(9, made, first, data, 3)
-    middle = next(advance(made, first, data, batch_size=BATCH, seed=3))
-    assert 0 < middle.step < whole.step
+    middle = after(7, made, first, data, 3)
     check_that_it_acts(name, whole.state.params, 9, data, 3)
     for a, b in zip(
         jax.tree.leaves(whole.state),

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 import sharpflat as sf
 from sharpflat.objective import cross_entropy
@@ -127,3 +128,38 @@ def test_a_run_that_turns_nan_leaves_its_siblings_bit_for_bit():
     for place in (0, 2):
         for leaf, other in zip(params, jax.tree.leaves(whole.state.params), strict=True):
             assert jnp.array_equal(leaf[place], other[place])
+
+
+class PartlyRounded(nn.Module):
+    """One layer of bfloat16, in which 0.999 is 1."""
+
+    @nn.compact
+    def __call__(self, inputs, *, batch_statistics, dropout):
+        hidden = nn.relu(nn.Dense(8, param_dtype=jnp.bfloat16)(inputs))
+        return nn.Dense(3)(hidden)
+
+
+def test_numbers_of_a_group_are_not_rounded_to_its_lowest_precision():
+    made = {
+        b2: Recipe(
+            sf.Model.of(PartlyRounded()), cross_entropy,
+            make_optimizer("adam", {"b2": b2, "learning_rate": 0.01}),
+        )
+        for b2 in (0.99, 0.999)
+    }  # fmt: skip
+    key = jax.random.key(0)
+    data = sf.Batch(jax.random.normal(key, (24, 5)), jax.random.randint(key, (24,), 0, 3))
+    starts = [start(recipe, data, 0) for recipe in made.values()]
+    build = optimizer_of("adam", {"learning_rate": 0.01}, free=("b2",))
+    members = Members((0, 0), {"b2": list(made)}, build, np.ones(2, bool))
+    both = beginning(jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts), 2)
+
+    def trained(recipe, moment, seed):
+        moments = advance(recipe, moment, data, batch_size=8, seed=seed, stops_at=[6])
+        return next(m for m in moments if m.step == 6).state.params
+
+    together = trained(made[0.99], both, members)
+    for place, (recipe, begun) in enumerate(zip(made.values(), starts, strict=True)):
+        alone = trained(recipe, beginning(begun), 0)
+        for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+            np.testing.assert_allclose(a[place].astype(np.float32), b.astype(np.float32), atol=1e-2)

@@ -168,9 +168,8 @@ def check_fit(config: dict[str, Any]) -> None:
             raise TypeError(f"it has {outputs.shape[-1]} outputs, and there are {classes} classes")
         return recipe.loss(outputs, few.labels)
 
-    state = state_like(config)
     try:
-        program = jax.jit(loss).lower(state).as_text()
+        program = jax.jit(loss).lower(state_like(config)).as_text()
     except (TypeError, ValueError, ZeroDivisionError) as error:
         said = str(error).partition("\n")[0]
         raise InputError(

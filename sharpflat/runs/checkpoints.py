@@ -178,8 +178,10 @@ class Checkpoints:
 
 
 def _begun_anew(now: Attempts, then: Attempts) -> str | None:
-    """A run that is at another attempt now."""
-    return next((run for run, attempt in now.items() if then.get(run) != attempt), None)
+    """A run that is at another attempt now, or was in none of those that the checkpoint knows."""
+    if not then:  # of a version that kept none
+        return None
+    return next((r for r, attempt in now.items() if r not in then or then[r] != attempt), None)
 
 
 def _stored_part(leaves: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import math
@@ -16,16 +15,17 @@ import numpy as np
 import optax
 
 from sharpflat.config import RunConfig
+from sharpflat.registry import InputError
 from sharpflat.runs import files
 from sharpflat.runs.build import (
-    build_recipe,
     optimizer_arguments,
     own_data,
-    resident,
     state_like,
 )
 from sharpflat.runs.layout import SHARE_OF_MEMORY, device_memory, is_streamed
-from sharpflat.training import Members, optimizer_of, update
+from sharpflat.runs.memory import evaluation_bytes, update_bytes
+from sharpflat.runs.record import ENDED, Run
+from sharpflat.training import Members, optimizer_of
 
 
 class Group(NamedTuple):
@@ -87,40 +87,71 @@ def groups(
 ) -> list[Group]:
     """The runs, grouped; those whose data set is streamed, see `is_streamed`, train alone.
 
+    A training that was stopped there under `root`, of one run or of several, goes on as it was
+    written down, whatever `together` says and on whatever device.
+
     Args:
         cells: the runs.
         together: None for what is faster: each alone on a CPU.
         on_device: as a config's `dataset_on_device`.
         devices: that train a group each; runs that are alike are spread over them.
-        root: of all results; a group that was stopped there goes on as it was recorded, on
-            whatever device.
+        root: of all results.
+
+    Raises:
+        InputError: several that were stopped together, whose data set is streamed now.
     """
+    stopped = [] if root is None else _stopped(cells, root)
+    for group in stopped:
+        if len(group.members) > 1 and is_streamed(group.members[0].dataset, on_device):
+            raise InputError(
+                f"dataset_on_device: {group.folder(Path())} was stopped with its data on the "
+                f"device, and they would be streamed now; set it to true, or move that folder of "
+                f"{root} away to begin its runs anew"
+            )
     if together is None:
         together = jax.default_backend() != "cpu"
-    if not together:
-        return [Group((cell,)) for cell in cells]
-    alike: dict[str, list[RunConfig]] = {}
-    for cell in cells:
-        alone = cell.id if is_streamed(cell.dataset, on_device) else ""
-        alike.setdefault(_likeness(cell) + alone, []).append(cell)
-    found = [group for runs in alike.values() for group in _split(runs, devices)]
+    found = _alike(cells, devices, on_device) if together else [Group((cell,)) for cell in cells]
     # Whatever was stopped, the others are grouped as if nothing had been.
-    stopped = [] if root is None else _stopped(cells, root)
     taken = {member.id for group in stopped for member in group.members}
     found = stopped + [rest for group in found if (rest := group.without(taken)).members]
     places = {cell.id: place for place, cell in enumerate(cells)}
     return sorted(found, key=lambda group: places[group.members[0].id])
 
 
+def _alike(cells: Sequence[RunConfig], devices: int, on_device: bool | None) -> list[Group]:
+    alike: dict[str, list[RunConfig]] = {}
+    for cell in cells:
+        alone = cell.id if is_streamed(cell.dataset, on_device) else ""
+        alike.setdefault(_likeness(cell) + alone, []).append(cell)
+    return [group for runs in alike.values() for group in _split(runs, devices)]
+
+
 def _stopped(cells: Sequence[RunConfig], root: Path) -> list[Group]:
-    """Groups of these runs that have a checkpoint, as they were written down."""
-    left, found = {cell.id: cell for cell in cells}, list[Group]()
-    for file in sorted(root.glob("groups/*/group.json")):
+    """Trainings of these runs that have a checkpoint, as they were written down.
+
+    Of each run that of which its provenance is: one that another has overtaken is none.
+    """
+    known = {cell.id: cell for cell in cells}
+    runs = {cell.id: Run(root / "runs" / cell.id) for cell in cells}
+    found = [Group((cell,)) for cell in cells if _is_of(runs[cell.id], None)]
+    for file in root.glob("groups/*/group.json"):
         layout = files.read_json(file)
         members = layout["members"]
-        if left.keys() >= set(members) and any(file.parent.glob("checkpoints/*")):
-            found.append(Group(tuple(left.pop(one) for one in members), tuple(layout["numbers"])))
-    return found
+        if known.keys() >= set(members) and all(
+            runs[one].status["status"] in ENDED or _is_of(runs[one], layout["group"])
+            for one in members
+        ):
+            found.append(Group(tuple(known[one] for one in members), tuple(layout["numbers"])))
+    stopped = [group for group in found if any(group.folder(root).glob("checkpoints/[0-9]*"))]
+    return [g for g in stopped if any(runs[m.id].status["status"] not in ENDED for m in g.members)]
+
+
+def _is_of(run: Run, group: str | None) -> bool:
+    """Whether its training, begun or done, is that of this group; None for one alone."""
+    if not (run.folder / "provenance.json").exists():
+        return False
+    together = run.provenance.get("together")
+    return (together["group"] if together else None) == group
 
 
 def _likeness(cell: RunConfig) -> str:
@@ -166,7 +197,6 @@ def _can_be_free(run: RunConfig, free: tuple[str, ...]) -> bool:
     config = run.resolved()
     name, arguments, factors = optimizer_arguments(config)
     build = optimizer_of(name, arguments, free=free, **factors)
-    params = state_like(config).params
 
     def once(numbers: dict[str, Any], params: Any) -> Any:
         rule = optax.with_extra_args_support(build(numbers))
@@ -174,6 +204,7 @@ def _can_be_free(run: RunConfig, free: tuple[str, ...]) -> bool:
         return rule.update(params, rule.init(params), params, grad_fn=lambda w: w, key=key)
 
     try:
+        params = state_like(config).params
         jax.eval_shape(once, {name: jnp.ones(()) for name in free}, params)
     except Exception:
         return False
@@ -193,34 +224,10 @@ def places(found: Sequence[Group], together: bool | None) -> list[jax.Device]:
     room = SHARE_OF_MEMORY * device_memory() * len(devices)
     sizes = [len(group.members) for group in found]
     needed = max(
-        size * update_bytes(group.members[0], room / len(devices) / size)
+        max(
+            size * update_bytes(group.members[0], room / len(devices) / size),
+            evaluation_bytes(group.members[0], room / len(devices)),
+        )
         for group, size in zip(found, sizes, strict=True)
     )
     return devices[: max(1, int(room / needed))]
-
-
-def update_bytes(run: RunConfig, room: float = 0.0) -> float:
-    """Bytes that one update holds at most.
-
-    Where all that its operations read and write fits into `room`, that is the answer, which is
-    quick and far too much; else the program is compiled, and its plan of memory asked.
-    """
-    text = json.dumps({**run.resolved(), "seed": 0}, sort_keys=True)
-    touched = _lowered(text).cost_analysis()["bytes accessed"]
-    return touched if touched <= room else _planned_bytes(text)
-
-
-@functools.lru_cache(maxsize=64)
-def _lowered(text: str) -> Any:
-    config = json.loads(text)
-    recipe, data = build_recipe(config), resident(config["dataset"]).train
-    size = min(config["train"]["batch_size"], data.size)
-    batch = jax.eval_shape(lambda: data.first(size))
-    shapes = (state_like(config), batch, jax.eval_shape(lambda: jax.random.key(0)))
-    return jax.jit(update, static_argnums=0).lower(recipe, *shapes)
-
-
-@functools.lru_cache(maxsize=64)
-def _planned_bytes(text: str) -> float:
-    plan = _lowered(text).compile().memory_analysis()
-    return plan.temp_size_in_bytes + plan.argument_size_in_bytes + plan.output_size_in_bytes

@@ -16,7 +16,7 @@ from sharpflat.runs.build import Resident, build_recipe, epochs_of
 from sharpflat.runs.evaluation import evaluate
 from sharpflat.runs.layout import Layout
 from sharpflat.runs.progress import Reporter
-from sharpflat.runs.provenance import command, commit, now, provenance
+from sharpflat.runs.provenance import command, commit, now, provenance, training_digest
 from sharpflat.runs.snapshots import save_tree
 from sharpflat.runs.tracking import Tracking
 from sharpflat.training import Epoch, Recipe, Stopping, TrainState
@@ -52,7 +52,7 @@ class Member:
         """A new record, with the start among its snapshots; `about` goes to its provenance."""
         history = self.folder / "history.jsonl"
         if history.exists() and files.read_lines(history):
-            self.task.note("has no checkpoint to go on from; begins anew")
+            self.task.note(f"{self._why_anew()}; begins anew")
         record = provenance(self.data.dataset) | about | {"attempt": secrets.token_hex(8)}
         record |= {"layout": self.layout.record} if self.layout.record else {}
         files.write_json(self.folder / "provenance.json", record)
@@ -60,6 +60,13 @@ class Member:
         files.write_text(history, "")
         self._write_status("running", None)
         self.tracking.begin(initial)
+
+    def _why_anew(self) -> str:
+        path = self.folder / "provenance.json"
+        group = files.read_json(path).get("together") if path.exists() else None
+        if group and any(self.folder.parents[1].glob(f"groups/{group['group']}/checkpoints/*")):
+            return f"was stopped in group {group['group']}, whose runs are not all asked for"
+        return "has no checkpoint to go on from"
 
     def go_on(self, done: int, step: int) -> None:
         """The record of its first `done` epochs, as it was when a checkpoint was made."""
@@ -71,10 +78,15 @@ class Member:
             )
         self._write_status("running", None)
         self.task.update(done)
-        self.task.note(f"goes on after epoch {done}, update {step}")
         record = files.read_json(self.folder / "provenance.json")
+        other = record.get("training_digest") not in (None, training_digest())
+        code = "; the code that trains is not what it began with" if other else ""
+        self.task.note(f"goes on after epoch {done}, update {step}{code}")
         self._check_layout(record)
-        again = {"epoch": done, "step": step, "commit": commit(), "command": command()}
+        again = {
+            "epoch": done, "step": step, "commit": commit(), "training_digest": training_digest(),
+            "command": command(),
+        }  # fmt: skip
         layout = {"layout": self.layout.record} if self.layout.record else {}
         record["resumed"] = [*record.get("resumed", []), {**again, "started": now(), **layout}]
         files.write_json(self.folder / "provenance.json", record)

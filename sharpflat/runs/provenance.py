@@ -15,6 +15,7 @@ from typing import Any
 import jax
 
 import sharpflat
+from sharpflat import digests
 from sharpflat.data import Dataset
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "orbax-checkpoint")
@@ -25,6 +26,7 @@ def provenance(dataset: Dataset) -> dict[str, Any]:
     return {
         "sharpflat": sharpflat.__version__,
         "commit": commit(),
+        "training_digest": training_digest(),
         "command": command(),
         "python": platform.python_version(),
         "versions": versions(),
@@ -33,6 +35,14 @@ def provenance(dataset: Dataset) -> dict[str, Any]:
         "data_note": dataset.note,
         "started": now(),
     }
+
+
+@functools.cache
+def training_digest() -> str:
+    """Digest of sharpflat's code that trains and evaluates runs: ids do not depend on it."""
+    return digests.of_code_and_imports(
+        Path(__file__).with_name("evaluation.py").read_text(encoding="utf-8")
+    )
 
 
 @functools.cache

@@ -147,7 +147,7 @@ class Run:
         if epoch is None:
             if self.status["status"] not in ENDED or len(steps) < 2:
                 raise InputError(f"run {self.id}: has no final snapshot (it has not finished)")
-            return self.history[-1]["step"]
+            return self._last_step
         updates = self.updates_an_epoch
         if epoch * updates not in steps:
             kept = ", ".join(f"{step / updates:g}" for step in steps) or "none"
@@ -163,7 +163,16 @@ class Run:
         # that was begun anew may end before the one that was given up.
         steps = sorted(int(path.stem) for path in self.folder.glob("snapshots/[0-9]*.npz"))
         ended = self.status["status"] in ENDED
-        return [step for step in steps if not ended or step <= self.history[-1]["step"]]
+        return [step for step in steps if not ended or step <= self._last_step]
+
+    @property
+    def _last_step(self) -> int:
+        if not self.history:
+            raise InputError(
+                f"{self.folder / 'history.jsonl'}: holds no epoch of a run that has ended; bring "
+                f"it back, or move {self.folder} away to train anew"
+            )
+        return self.history[-1]["step"]
 
     @functools.cached_property
     def _end(self) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ from sharpflat.runs.measure_run import measure_run
 from sharpflat.runs.placing import placed
 from sharpflat.runs.processes import check_alike, follow, leading
 from sharpflat.runs.progress import SILENT, Reporter
+from sharpflat.runs.provenance import training_digest
 from sharpflat.runs.record import Run
 from sharpflat.runs.requests import check_measures, left_out, missing, requests
 from sharpflat.runs.requests import failures as failed_measurements
@@ -100,6 +102,8 @@ def train(config: Config, root: str | Path = "results", reporter: Reporter = SIL
             def work(training: tuple[Group, Layout]) -> None:
                 train_group(*training, Path(root), reporter, interrupts, config.checkpoint_seconds)
 
+            # Here, where there is one thread: Python 3.11 must not parse in two (gh-106905).
+            training_digest()
             found = list(trainings.values())
             with _table(config, cells, root, folder) as now_and_then:
                 for _ in placed(work, found, _places(config, found), interrupts.stop):
@@ -119,8 +123,9 @@ def _places(config: Config, found: Sequence[tuple[Group, Layout]]) -> list[jax.D
 def _notes(trainings: Iterable[tuple[Group, Layout]]) -> Iterator[str]:
     for group, layout in trainings:
         yield from layout.notes(group.members[0].train)
-        said = ghost_statistics(group.members[0].resolved())
-        yield from [said] if said else []
+        with contextlib.suppress(Exception):  # a model that raises: its runs will, and say so
+            said = ghost_statistics(group.members[0].resolved())
+            yield from [said] if said else []
 
 
 def _trainings(
@@ -223,7 +228,7 @@ def study_folder(root: str | Path, study: str) -> Path:
     tables = sorted(Path(root).glob("studies/*/table.csv"))
     known = {path.parent.name: path.parent for path in tables}
     if study not in known and (Path(root) / "studies" / study / "runs.json").exists():
-        raise InputError(f"study {study!r}: has no table yet, for none of its runs is trained")
+        raise InputError(f"study {study!r}: has no table yet; its first run that ends writes it")
     if study not in known:
         hint = closest(study, known) if known else f"; {root} holds no studies yet"
         raise InputError(f"study: unknown {study!r}{hint}")
@@ -284,7 +289,7 @@ def _table(
     config: Config, cells: Sequence[RunConfig], root: str | Path, folder: Path
 ) -> Iterator[Callable[[], None]]:
     """Gives what writes the table if the last one is old; at the end it is written anyhow."""
-    written = time.monotonic()
+    written = -math.inf
 
     def write() -> None:
         if runs := _begun(cells, root):

@@ -3,12 +3,14 @@
 import csv
 import json
 
+import jax
 import pytest
 from runs.studies import LINEAR, NORM, TINY, sharpflat, write
 
 import sharpflat as sf
+from sharpflat import config as configs
 from sharpflat.registry import metrics
-from sharpflat.runs import member
+from sharpflat.runs import groups, member
 
 
 def rows(root):
@@ -311,6 +313,31 @@ def test_a_model_with_too_few_outputs_is_refused_before_training(tmp_path):
     said = run(tmp_path, **study, train=train).complaint
     assert said.startswith("model: 'linear' cannot take the examples of 'synthetic'")
     assert said.endswith("it has 2 outputs, and there are 3 classes")
+
+
+def test_a_network_that_cannot_take_the_data_is_refused_before_training(tmp_path):
+    said = run(tmp_path, plugins=[], model={"name": "c1"}).complaint
+    assert said.startswith("model: 'c1' cannot take the examples of 'synthetic', (4,): ")
+
+
+@pytest.mark.parametrize("text", [LINEAR, INIT_FAILS, BUILD_FAILS], ids=["apply", "init", "build"])
+def test_a_model_that_raises_ends_no_other_run_where_its_size_is_asked(tmp_path, monkeypatch, text):
+    """Of an accumulation what batch norm sees is told beforehand; of two devices, what fits."""
+    (tmp_path / "linear.py").write_text(text)
+    train = {**TINY["train"], "accumulate": 2, "epochs": 1}
+    study = {"sweep": {"model": [{"name": "linear", "fail": True}, TINY["model"]]}}
+    path = write(tmp_path, plugins=["norm.py", "linear.py"], train=train, **study)
+    cells = configs.cells(sf.load_config(path))
+    two = jax.devices() * 2
+    monkeypatch.setattr(jax, "local_devices", lambda: two)
+    for together in (None, True):
+        assert groups.places(groups.groups(cells, together, None, 2), together) == two
+    monkeypatch.undo()
+    outcome = run(tmp_path, plugins=["norm.py", "linear.py"], train=train, **study)
+    assert outcome.code == 1
+    assert "Traceback" not in outcome.err
+    states = [record.status["status"] for record in sf.load_runs(tmp_path, "tiny")]
+    assert sorted(states) == ["failed", "failed", "finished", "finished"]
 
 
 ADAM = {"name": "adam", "learning_rate": 0.01}

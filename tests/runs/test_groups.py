@@ -11,7 +11,8 @@ from runs.studies import write
 
 import sharpflat as sf
 from sharpflat import config as configs
-from sharpflat.runs import checkpoints, files, groups, layout
+from sharpflat.runs import checkpoints, files, groups, layout, member, memory
+from sharpflat.runs import study as runs_study
 
 RATES = {"train.optimizer.learning_rate": [0.01, 0.02, 0.1]}
 SGD = {"batch_size": 8, "epochs": 4, "optimizer": {"name": "gradient_descent"}}
@@ -51,7 +52,7 @@ def test_a_cpu_trains_one_by_one_unless_it_is_told(tmp_path):
 
 def test_groups_are_split_to_fit_the_memory(tmp_path, monkeypatch):
     study = config(tmp_path, seeds=7, sweep=None)
-    size = groups.update_bytes(configs.cells(study)[0])
+    size = memory.update_bytes(configs.cells(study)[0])
     monkeypatch.setattr(groups, "device_memory", lambda: 3.5 * size / groups.SHARE_OF_MEMORY)
     found = grouped(study)
     assert [len(group.members) for group in found] == [3, 2, 2]
@@ -67,13 +68,15 @@ def test_what_an_update_holds_grows_with_its_batch(tmp_path):
                    model=wide, dataset=digits)  # fmt: skip
     cells = configs.cells(study)
     parameters = 4 * (64 * 64 + 64 * 64 + 64 * 10)
-    few, more, all_of_it = (groups.update_bytes(cell) for cell in cells)
+    few, more, all_of_it = (memory.update_bytes(cell) for cell in cells)
     assert 3 * parameters < few < more < all_of_it
+    assert memory.evaluation_bytes(cells[0]) > few, "of a thousand at once"
+    assert memory.evaluation_bytes(cells[0]) > 4 * 1000 * (64 + 64)
     activations = 4 * 1000 * (64 + 64 + 64 + 10)
     assert activations < all_of_it < 20 * activations
-    touched = groups.update_bytes(cells[2], 1e12)
+    touched = memory.update_bytes(cells[2], 1e12)
     assert touched > all_of_it, "quick, and too much"
-    assert groups.update_bytes(cells[2], touched) == touched
+    assert memory.update_bytes(cells[2], touched) == touched
 
 
 PICKY = '''
@@ -286,23 +289,109 @@ def test_those_that_had_not_begun_are_grouped_as_ever(tmp_path, monkeypatch):
     assert kept.parent.name in [group.id for group in one]
 
 
-def test_what_another_way_of_training_has_overtaken_is_not_gone_on_with(tmp_path, monkeypatch):
-    """Alone, then as a group, then alone again: each begins anew, and nothing is mixed."""
-    root, sweep = tmp_path / "mixed", {"train.optimizer.learning_rate": [0.01, 0.02]}
-    alone, group = (
+@pytest.mark.parametrize("then", [None, False])
+@pytest.mark.parametrize("first", [True, False])
+def test_what_was_stopped_goes_on_whatever_is_asked(tmp_path, monkeypatch, first, then):
+    """As a group, or alone, as it was begun."""
+    root, sweep = tmp_path / "broken", {"train.optimizer.learning_rate": [0.01, 0.02]}
+    begun, asked = (
         config(tmp_path, "seeds=1", "train.epochs=9", sweep=sweep, together=how)
-        for how in (False, True)
+        for how in (first, then if first else True)
     )
-    unbroken = sf.train(alone, tmp_path / "unbroken")
-    stop_after(4, alone, root, monkeypatch)
-    stop_after(6, group, root, monkeypatch)
-    (left,) = root.glob("runs/*/checkpoints")
-    for one, other in zip(sf.train(alone, root), unbroken, strict=True):
-        assert history(one) == history(other)
+    unbroken = sf.train(begun, tmp_path / "unbroken")
+    stop_after(4, begun, root, monkeypatch)
+    (left,) = root.glob("*/*/checkpoints")
+    one, other = sf.train(asked, root)
+    assert "resumed" in one.provenance
+    assert same(one, unbroken[0])
+    assert history(one) == history(unbroken[0])
+    assert ("together" in one.provenance) is first
+    assert ("resumed" in other.provenance) is first, "alone, it had not begun"
+    assert not left.exists()
+
+
+def test_what_another_training_has_overtaken_is_not_gone_on_with(tmp_path, monkeypatch):
+    """A group of three, then two of them, which begin anew, then all three again."""
+    root = tmp_path / "mixed"
+    three, two = (
+        config(tmp_path, f"seeds={seeds}", "train.epochs=9", sweep=None, together=True)
+        for seeds in ([0, 1, 2], [0, 1])
+    )
+    unbroken = sf.train(two, tmp_path / "unbroken")
+    stop_after(6, three, root, monkeypatch)
+    (old,) = root.glob("groups/*")
+    why, said = member.Member._why_anew, []
+    monkeypatch.setattr(member.Member, "_why_anew", lambda self: said.append(why(self)))
+    stop_after(4, two, root, monkeypatch)
+    assert said == [f"was stopped in group {old.name}, whose runs are not all asked for"] * 2
+    found = groups.groups(configs.cells(three), True, None, 1, root)
+    assert [len(group.members) for group in found] == [2, 1], "the newer of the two"
+    runs = sf.train(three, root)
+    for one, other in zip(runs, unbroken, strict=False):
+        assert "resumed" in one.provenance
         assert same(one, other)
-        assert "resumed" not in one.provenance
-        assert "together" not in one.provenance
-    assert list((left.parent / "set_aside").iterdir()), "nothing is lost"
+    assert runs[2].finished
+    assert list(old.glob("checkpoints/[0-9]*")), "nothing is lost"
+
+
+def test_checkpoints_of_another_attempt_are_set_aside(tmp_path, monkeypatch):
+    """As where a run's record was put there from elsewhere; of a group, too."""
+    for how, folder in ((False, "runs"), (True, "groups")):
+        study, root = config(tmp_path, sweep=None, seeds=2, together=how), tmp_path / folder
+        unbroken = sf.train(study, tmp_path / f"unbroken {folder}")
+        stop_after(2, study, root, monkeypatch)
+        (kept,) = root.glob(f"{folder}/*/checkpoints")
+        for file in root.glob("runs/*/provenance.json"):
+            file.write_text(json.dumps({**json.loads(file.read_text()), "attempt": "another"}))
+        for one, other in zip(sf.train(study, root), unbroken, strict=True):
+            assert "resumed" not in one.provenance
+            assert same(one, other)
+        assert list((kept.parent / "set_aside").iterdir()), "nothing is lost"
+
+
+def test_a_stopped_group_whose_data_would_be_streamed_is_refused(tmp_path, monkeypatch):
+    study, root = config(tmp_path), tmp_path / "broken"
+    stop_after(2, study, root, monkeypatch)
+    (folder,) = root.glob("groups/*")
+    streamed = config(tmp_path, "dataset_on_device=false", together=None)
+    said = f"dataset_on_device: groups/{folder.name} was stopped with its data on the device"
+    with pytest.raises(sf.InputError, match=said):
+        sf.train(streamed, root)
+    assert all(run.finished for run in sf.train(study, root))
+
+
+def test_labels_that_are_resampled_otherwise_are_another_program(tmp_path):
+    """Who is trained together shares what is drawn anew at each update, but for the seed."""
+    sizes = {}
+    for resample in (True, False):
+        train = {**SGD, "label_noise": {"fraction": 0.2, "resample": resample}}
+        sweep = {"train.label_noise.draw": [0, 1]}
+        found = grouped(config(tmp_path, train=train, sweep=sweep))
+        sizes[resample] = [len(group.members) for group in found]
+    assert sizes == {True: [2, 2], False: [4]}
+
+
+def test_a_device_needs_the_memory_of_a_whole_group(tmp_path, monkeypatch):
+    """Two groups of three: of two devices both, or one where only one group fits."""
+    cells = configs.cells(config(tmp_path))
+    found = groups.groups(cells, True, None, 2)
+    assert [len(group.members) for group in found] == [3, 3]
+    cpus = [SimpleNamespace(platform="cpu")] * 2
+    monkeypatch.setattr(jax, "local_devices", lambda: cpus)
+    size = memory.update_bytes(cells[0])
+    for fits, devices in ((3.5, 2), (2.5, 1)):
+        room = fits * size / groups.SHARE_OF_MEMORY
+        monkeypatch.setattr(groups, "device_memory", lambda room=room: room)
+        assert len(groups.places(found, True)) == devices
+
+
+def test_devices_that_share_each_update_get_one_group(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "local_device_count", lambda: 3)
+    study, mesh = config(tmp_path), object()
+    for found, sizes in ((None, [2, 2, 2]), (mesh, [6])):
+        monkeypatch.setattr(runs_study, "shared_mesh", lambda _, found=found: found)
+        trainings = runs_study._trainings(study, configs.cells(study), tmp_path)
+        assert [len(group.members) for group, _ in trainings.values()] == sizes
 
 
 def test_checkpoints_of_a_group_that_has_ended_go(tmp_path, monkeypatch):

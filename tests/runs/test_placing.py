@@ -13,7 +13,7 @@ from runs.studies import write
 
 import sharpflat as sf
 from sharpflat import config as configs
-from sharpflat.runs import files, groups
+from sharpflat.runs import files, groups, memory
 from sharpflat.runs.placing import placed
 from sharpflat.training import prefetched
 
@@ -45,11 +45,17 @@ def test_what_is_set_here_is_set_there():
 
     def work(_):
         (made,) = prefetched(lambda size: jax.numpy.ones(size), [3])
-        found.append((made.dtype, jax.config.jax_default_matmul_precision, made.devices()))
+        bits = jax.random.bits(jax.random.key(0), (3,)).tolist()
+        found.append((made.dtype, jax.config.jax_default_matmul_precision, made.devices(), bits))
 
-    with jax.enable_x64(True), jax.default_matmul_precision("highest"):
+    with (
+        jax.enable_x64(True), jax.default_matmul_precision("highest"),
+        jax.default_prng_impl("rbg"), jax.threefry_partitionable(False),
+    ):  # fmt: skip
+        bits = jax.random.bits(jax.random.key(0), (3,)).tolist()
         assert len(list(placed(work, "ab", TWO, lambda: None))) == 2
-    assert found == [(np.float64, "highest", {jax.devices()[0]})] * 2
+    assert found == [(np.float64, "highest", {jax.devices()[0]}, bits)] * 2
+    assert bits != jax.random.bits(jax.random.key(0), (3,)).tolist()
 
 
 def test_what_is_put_ahead_is_put_where_it_is_used():
@@ -120,7 +126,7 @@ def test_as_many_devices_as_there_are_and_as_memory_allows(tmp_path, monkeypatch
     assert len(groups.places(found, None)) == 4
     assert len(groups.places(found, False)) == 1
     assert len(groups.places(found[:1], None)) == 1
-    size = max(groups.update_bytes(group.members[0]) for group in found)
+    size = max(memory.update_bytes(group.members[0]) for group in found)
     monkeypatch.setattr(groups, "device_memory", lambda: 2.5 * size / 4 / groups.SHARE_OF_MEMORY)
     assert len(groups.places(found, None)) == 2
 

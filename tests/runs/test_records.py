@@ -435,3 +435,12 @@ def test_the_end_is_where_the_history_ends(tiny, tmp_path):
     assert equal(run.params, sf.Run(folder).params)
     with pytest.raises(sf.InputError, match="has no snapshot after epoch 13"):
         run.snapshot(13)
+
+
+def test_a_run_without_its_history_says_what_is_missing(tmp_path):
+    (run,) = sf.train(sf.load_config(write(tmp_path, sweep=None, seeds=1)), tmp_path / "results")
+    file = run.folder / "history.jsonl"
+    for spoil in (lambda file: file.write_text(""), lambda file: file.unlink()):
+        spoil(file)
+        with pytest.raises(sf.InputError, match=r"history.jsonl: holds no epoch of a run that has"):
+            _ = sf.Run(run.folder).params

@@ -70,6 +70,25 @@ def test_resuming_is_bit_for_bit_the_unbroken_run(tmp_path, monkeypatch, model, 
     )
 
 
+def test_a_run_that_goes_on_with_other_code_says_so(tmp_path, monkeypatch):
+    """Ids do not depend on the code that trains; a reader of the record sees both digests."""
+    path = write(tmp_path, sweep=None, seeds=1)
+    root, said = tmp_path / "results", "goes on after epoch {}, update {}; the code that trains"
+    for change in (False, True):
+        (before,) = interrupted(sf.load_config(path, ["train.epochs=6"]), root, monkeypatch, 1)
+        if change:
+            monkeypatch.setattr(member, "training_digest", lambda: "another")
+        outcome = sharpflat("run", path, "train.epochs=6", "--root", root)
+        assert outcome.code == 0
+        assert (said.format(before // UPDATES, before) in outcome.err) is change
+        (run,) = sf.load_runs(root)
+        digests = [
+            record["training_digest"] for record in (run.provenance, *run.provenance["resumed"])
+        ]
+        assert len(set(digests)) == 1 + change
+        shutil.rmtree(root)
+
+
 def test_patience_is_counted_across_an_interruption(tmp_path, monkeypatch):
     """The stopping rule remembers the epochs before the checkpoint."""
     stop = {"patience": 4, "improvement": 0.9}

@@ -38,6 +38,7 @@ def trained(options: argparse.Namespace):
     inputs = {
         "initial_params": initial,
         "opt_state": state.opt_state,
+        "hyperparams": {"name": "adam"},
         "optimizer": recipe.optimizer,
     }
     whole = (network, state.params, state.model_state, data, "cross_entropy")

@@ -36,7 +36,8 @@ hidden layer: ReLU rescaling (a layer, or the batch norm behind it, times α, th
 by α; where layers share a kernel α and 1/α in turn, so that it does not get back what it gave), the
 scale of weights before batch norm, a permutation of the units; and, which does change the function
 but no prediction, logits times α. The second moments that `preconditioned_sharpness` takes follow
-each change that keeps the function: they are those of the gradients after it. Where a measure is
+each change that keeps the function: they are those of the gradients after it; under the last they
+stay as they are, so that its number there is of a new Hessian and old moments. Where a measure is
 fooled, it is shown; what holds at one α is no proof.
 """
 

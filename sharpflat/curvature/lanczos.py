@@ -53,7 +53,7 @@ class Eigenpairs(NamedTuple):
 
 
 def outermost_eigenvalue(
-    space: Krylov, *, tolerance: float, max_steps: int, sign: float = 1.0
+    space: Krylov, *, tolerance: float, max_steps: int, sign: float = 1.0, risk: float = RISK
 ) -> Eigenvalue:
     """The largest eigenvalue (with `sign` −1 the smallest), to a relative `tolerance`.
 
@@ -61,20 +61,21 @@ def outermost_eigenvalue(
     within r of λ, and within r² / δ where no other one is nearer than δ. That second bound is no
     criterion: of two eigenvalues that the space has not yet told apart it would certify a number
     between them. Nor does the residual say that λ is the outermost eigenvalue: the space grows
-    until the probability that one beyond λ + `tolerance` |λ| was missed is at most `RISK`, too.
+    until the probability that one beyond λ + `tolerance` |λ| was missed is at most `risk`, too.
 
     Args:
         space: a Krylov space of the operator, used as far as it has grown.
         tolerance: of the relative residual, and of what lies further out.
         max_steps: Lanczos steps at most.
         sign: +1 for the largest, −1 for the smallest.
+        risk: 1 to stop at the residual alone; what was missed is told all the same.
 
     Source: Parlett (1998), theorems 4.5.1 and 11.7.1; for the probability see `missed`.
     """
 
     def enough(m: int) -> bool:
         found = _outermost(space, m, tolerance, sign)
-        return found.residual <= tolerance and found.missed <= RISK
+        return found.residual <= tolerance and found.missed <= risk
 
     return _outermost(space, space.grow(max_steps, enough), tolerance, sign)
 

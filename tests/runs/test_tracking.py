@@ -345,7 +345,7 @@ def test_what_cannot_be_watched_is_refused_before_any_work(tmp_path, track, said
 
 
 def test_a_warm_start_saves_products(tmp_path, monkeypatch):
-    track = [{"top_eigenvalue": {"every": 2, "unit": "updates"}}]
+    track = [{"top_eigenvalue": {"every": 2, "unit": "updates", "certify": False}}]
     model = {"name": "mlp", "width": 16, "depth": 2}
     (warm,) = sf.train(study(tmp_path, track, model=model), tmp_path / "warm")
     monkeypatch.setattr(trackers, "leading", lambda space, m: np.zeros(space.size))
@@ -355,6 +355,22 @@ def test_a_warm_start_saves_products(tmp_path, monkeypatch):
     assert sum(made[0][1:]) < sum(made[1][1:])
     for one, other in zip(warm.tracked, cold.tracked, strict=True):
         assert one["value"] == pytest.approx(other["value"], rel=1e-3)
+
+
+def test_the_largest_eigenvalue_is_certified_unless_that_is_given_up(tmp_path):
+    track = [{"top_eigenvalue": {"every": 2, "unit": "updates", "chunk": 40}}]
+    model = {"name": "mlp", "width": 16, "depth": 2}
+    (run,) = sf.train(study(tmp_path, track, model=model), tmp_path / "certified")
+    assert all(row["converged"] and row["standard_error"] == 0 for row in run.tracked)
+    assert all(row["details"]["missed"] <= 0.01 for row in run.tracked)
+    track[0]["top_eigenvalue"]["certify"] = False
+    (less,) = sf.train(study(tmp_path, track, model=model), tmp_path / "less")
+    assert not all(row["converged"] for row in less.tracked)
+    for row in less.tracked:
+        assert row["details"]["residual"] <= 1e-3
+        assert row["converged"] is (row["details"]["missed"] <= 0.01)
+    made = [sum(row["details"]["products"] for row in one.tracked) for one in (less, run)]
+    assert made[0] < 0.9 * made[1]
 
 
 def test_off_it_costs_nothing(tmp_path, monkeypatch):

@@ -226,8 +226,8 @@ def test_in_a_session_of_double_precision_single_ones_train_alone_and_together(x
     "about",
     [
         {"average": ("ema", 0.9)}, {"average": ("swa", 1, 1)}, {"conservative": (0.1, 2)},
-        {"schedule": {"name": "cosine"}, "updates": 9},
-        {"schedule": {"name": "step"}, "updates": 9},
+        {"schedule": {"name": "cosine"}, "updates": 29},
+        {"schedule": {"name": "step"}, "updates": 29},
     ],
     ids=str,
 )  # fmt: skip
@@ -378,7 +378,10 @@ def test_entropy_sgd_stands_for_its_centre(average):
 
 @pytest.mark.parametrize(
     ("name", "given"),
-    [("entropy_sgd", {"learning_rate": 0.05, "steps": 3}), ("schedule_free", {})],
+    [
+        ("entropy_sgd", {"learning_rate": 0.05, "steps": 3}),
+        ("schedule_free", {"learning_rate": 0.05}),
+    ],
 )
 @pytest.mark.parametrize("average", [("swa", 5, 5), ("ema", 0.8)], ids=["swa", "ema"])
 def test_an_average_is_that_of_what_is_evaluated(name, given, average):

@@ -3,8 +3,8 @@
     python benchmarks/tracking.py                       # MNIST is looked for, or downloaded
 
 Tracking: trainings of F1 at B = 256 without it, with it every epoch, certified and not, in turn,
-whole times, after a first round that is not counted. Checkpoints: the time of a save of a finished training's state,
-against the 60 s from one to the next.
+whole times, after a first round that is not counted. Checkpoints: the time of a save of a finished
+training's state, against the 60 s from one to the next.
 """
 
 from __future__ import annotations

@@ -168,10 +168,6 @@ def whole_matrices(theirs: peers.Peers, options: argparse.Namespace) -> Iterator
         yield eigenvalue_row(f"λmax of {name}", ours, peer, Figure(exact["top"]))
         ours = trace_of(theirs, f"{prefix}_trace", options.seeds)
         yield trace_row(f"trace of {name}", ours, peer, Figure(exact["trace"]))
-    exact = theirs("dense", operator="fisher")["trace"]
-    ours = measured(theirs.objective, "fisher_trace", kind="empirical")
-    apart, quantity = abs(ours.value / exact - 1), "trace of the empirical Fisher"
-    yield Row(quantity, ours, "the whole matrix", Figure(exact), apart, EXACT)
 
 
 def perceptron() -> Any:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from sharpflat.audit.changes import Change
 from sharpflat.audit.layers import edited_arrays
+from sharpflat.registry import InputError
 
 SUMS = "sum_of_squares"
 POWERS = {"trace": 1, "mu": 1, "nu": 2, "nu_max": 2, SUMS: 2}
@@ -35,7 +36,7 @@ def followed(opt_state: Any, change: Change, hyperparams: Mapping[str, Any]) -> 
         return opt_state
     again = functools.partial(followed, change=change, hyperparams=hyperparams)
     if hasattr(opt_state, "_fields"):
-        first = {SUMS: hyperparams.get("initial_accumulator_value", 0.1)}
+        first = {SUMS: _first_sum(opt_state, hyperparams)} if SUMS in opt_state._fields else {}
         parts = {
             name: _moved(part, change, POWERS[name], first.get(name, 0.0))
             if name in POWERS
@@ -48,6 +49,16 @@ def followed(opt_state: Any, change: Change, hyperparams: Mapping[str, Any]) -> 
     if isinstance(opt_state, tuple | list):
         return type(opt_state)(map(again, opt_state))
     return opt_state
+
+
+def _first_sum(state: Any, hyperparams: Mapping[str, Any]) -> float:
+    first = float(hyperparams.get("initial_accumulator_value", 0.1))
+    if any((leaf < first).any() for leaf in jax.tree.leaves(getattr(state, SUMS))):
+        raise InputError(
+            f"opt_state: Adagrad's sums are below {first:g}, with which Optax begins them; give "
+            f"hyperparams={{'initial_accumulator_value': ...}}"
+        )
+    return first
 
 
 def _moved(moments: Any, change: Change, power: int, first: float) -> Any:

@@ -44,6 +44,7 @@ def chain(
     start: Any,
     steps: int,
     batch_size: int,
+    recorded_from: int = 0,
 ) -> Trace:
     """What is seen at `steps` points of a chain from `start`; for use in compiled programs.
 
@@ -64,8 +65,8 @@ def chain(
         taken off, which has the same start and the same ξ and feels the pull alone, so that what
         the loss leaves free counts for nothing, sample by sample. It sees steps that are too long,
         too, but as a difference of two chains it is noisy. `noise`: ¼ ε strength² ½ ‖g_B − g_B'‖²
-        of two batches at the same point, every eighth step and kept between; the mean is
-        Σ x_i (1 − ε k_i / 4).
+        of two batches at the same point, at step `recorded_from`, every eighth before and after it,
+        and kept between; the mean is Σ x_i (1 − ε k_i / 4).
 
     Source: Leimkuhler & Matthews (2013); Welling & Teh (2011) for mini-batches.
     """
@@ -99,8 +100,9 @@ def chain(
         farther = trees.vdot(trees.sub(away, free), trees.add(away, free))
         excess = trees.vdot(away, pushed) + posterior.pull * farther
         if batch_size < objective.data.size:
+            looks = (number == 0) | ((number - recorded_from) % NOISE_EVERY == 0)
             power = jax.lax.cond(
-                number % NOISE_EVERY == 0, noise_power, lambda *_: power,
+                looks, noise_power, lambda *_: power,
                 jax.random.fold_in(of_batch, 1), params, gradient,
             )  # fmt: skip
         pushed_on = moved(params, trees.add(pulled(away), pushed))

@@ -30,6 +30,9 @@ from sharpflat.sharpness.langevin import (
 from sharpflat.sharpness.subsets import exact_gradient, whole_chunks
 
 MIXED, FILLED = 1.1, 4.0
+ABOVE = 1.1
+"""The largest curvature may be so much above what ten power steps find, which is from below."""
+
 OF_STABLE = 1.0
 """ε k for the default step, k the largest curvature; the step is stable below 4."""
 
@@ -101,10 +104,10 @@ def local_learning_coefficient(
         error is not seen. Never under `recalibrated` batch norm, whose gradients hold the
         statistics fixed. Where a loss is not finite the value is NaN. Details: `chains` = λ̂ of
         each, `failed` a chain, `trace` = n β (L_B(w_t) − L_B(w*)) `[chains, burn_in + steps]`,
-        `raised` a chain, by how much the batches' noise raises λ̂ at most where the loss is
-        quadratic, `excess` a chain, half of what (w − w*) · ∇(−log p) has more in the mean than p
-        gives it (its own noise is large), `r_hat`, `filled` = `burn_in` · ε γ, `step_size`,
-        `curvature` = h, `n_beta`, `examples` = n.
+        `raised` a chain, by how much the batches' noise raises λ̂ at most, about, where the loss is
+        quadratic and no single example rules the noise; `excess` a chain, half of what
+        (w − w*) · ∇(−log p) has more in the mean than p gives it (its own noise is large), `r_hat`,
+        `filled` = `burn_in` · ε γ, `step_size`, `curvature` = h, `n_beta`, `examples` = n.
 
     Raises:
         InputError: fewer than two examples; under batch norm by the chunk's statistics, a chunk
@@ -125,12 +128,14 @@ def local_learning_coefficient(
     n_beta = n / math.log(n)
     found, step_size, curvature = _chains(
         objective, jax.random.split(key, chains + 1), n_beta, localization, step_size,
-        burn_in + steps, batch_size,
+        burn_in + steps, batch_size, burn_in,
     )  # fmt: skip
     trace, excess = n_beta * recorded(found.rise), recorded(found.excess, burn_in) / 2
     kept = trace[:, burn_in:]
-    stability = 1 - float(step_size) * (n_beta * float(curvature) + localization) / 4
-    raised = recorded(found.noise, burn_in) / 2 / stability if stability > 0 else np.inf * kept
+    raised = recorded(found.noise, burn_in) / 2
+    if batch_size < n:  # else there is no noise
+        stable = 1 - float(step_size) * (ABOVE * n_beta * float(curvature) + localization) / 4
+        raised = raised / stable if stable > 0 else np.full_like(raised, np.inf)
     means = kept.mean(axis=1)
     failed = ~((means >= 0) & (means <= trees.size(objective.params)))
     r_hat = split_r_hat(kept)
@@ -174,7 +179,7 @@ def split_r_hat(trace: np.ndarray) -> float:
     return float(np.sqrt((half - 1) / half + between / within))
 
 
-@functools.partial(jax.jit, static_argnames=("steps", "batch_size"))
+@functools.partial(jax.jit, static_argnames=("steps", "batch_size", "burn_in"))
 def _chains(
     objective: Objective,
     keys: jax.Array,
@@ -183,6 +188,7 @@ def _chains(
     step_size: float | None,
     steps: int,
     batch_size: int,
+    burn_in: int,
 ) -> tuple[Trace, ArrayLike, jax.Array]:
     """What each chain leaves, ε and h."""
     curvature = largest_curvature(objective, keys[0], batch_size)
@@ -190,6 +196,7 @@ def _chains(
     posterior = Posterior(n_beta, localization)
 
     def one(key: jax.Array) -> Trace:
-        return chain(objective, key, posterior, step, objective.params, steps, batch_size)
+        start = objective.params
+        return chain(objective, key, posterior, step, start, steps, batch_size, burn_in)
 
     return jax.lax.map(one, keys[1:]), step, curvature

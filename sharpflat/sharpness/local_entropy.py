@@ -120,7 +120,7 @@ def local_entropy(
     """
     t = inverse_temperature
     found, loss, curvature = _energies(
-        objective, key, sigma, t, chains, burn_in + steps, batch_size
+        objective, key, sigma, t, chains, burn_in + steps, batch_size, burn_in
     )
     energies = t * recorded(found.rise, burn_in)
     trace = np.einsum("q,cqs->cs", KRONROD, energies)
@@ -154,7 +154,7 @@ def local_entropy(
     return Estimate(value, error, converged, details)
 
 
-@functools.partial(jax.jit, static_argnames=("chains", "steps", "batch_size"))
+@functools.partial(jax.jit, static_argnames=("chains", "steps", "batch_size", "burn_in"))
 def _energies(
     objective: Objective,
     key: jax.Array,
@@ -163,6 +163,7 @@ def _energies(
     chains: int,
     steps: int,
     batch_size: int,
+    burn_in: int,
 ) -> tuple[Trace, jax.Array, jax.Array]:
     """What each chain leaves, `[chains, nodes, steps]`, L(w) and the curvature h."""
     of_curvature, of_chains = jax.random.split(key)
@@ -177,7 +178,8 @@ def _energies(
         noise = trees.random_like(of_start, objective.params, sampler=jax.random.normal)
         start = trees.add_scale(objective.params, sigma, noise)
         posterior = Posterior(strength, pull)
-        return chain(objective, of_chain, posterior, step_size, start, steps, batch_size)
+        given = (posterior, step_size, start, steps, batch_size, burn_in)
+        return chain(objective, of_chain, *given)
 
     keys = jax.random.split(of_chains, chains * len(NODES))
     betas = jnp.tile(jnp.asarray(NODES, curvature.dtype), chains)

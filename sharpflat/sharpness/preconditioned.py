@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 from sharpflat import trees
 from sharpflat.curvature.krylov import Krylov, hessian
 from sharpflat.objective import Objective
-from sharpflat.registry import Count, Decay, InputError, Positive, metric, optimizers
+from sharpflat.registry import Count, Decay, Entry, InputError, Positive, metric, optimizers
 from sharpflat.sharpness.base import Estimate, selects_parameters
 from sharpflat.sharpness.hessian import outermost
 
@@ -76,7 +76,8 @@ def preconditioned_sharpness(
 
     Returns:
         As `hessian_top_eigenvalues` with k = 1, but never `converged` where one of β₁, β₂ and ε had
-        to be guessed; of Sharpflat's own optimizers, told by `name`, all are known. Details beside:
+        to be guessed; of Sharpflat's own optimizers, told by `name` and all arguments, none has.
+        Details beside:
         those that P takes, by Optax's names (`b1`, `b2` or `decay`, `eps`).
 
     Raises:
@@ -101,7 +102,7 @@ def preconditioned_sharpness(
     whole = _inverse_root(opt_state, objective.params, numbers)
     if not trees.all_finite((_second_moments(opt_state), whole)):
         raise InputError("opt_state: its second moments are negative or not finite")
-    if b2 is None and not _of_ours(hyperparams) and _as_of_adamax(opt_state):
+    if b2 is None and _of_ours(hyperparams) is None and _as_of_adamax(opt_state):
         raise InputError(
             "opt_state: its moments are as Adamax keeps them, |mu| <= 1.1 nu everywhere, and no "
             "second moments; give b2 if they are Adam's all the same"
@@ -117,7 +118,7 @@ def preconditioned_sharpness(
 
     estimate = outermost(Krylov(operator, part, key), key, 1, tolerance, max_steps)
     details = {**estimate.details, **{name: np.float64(numbers[name]) for name in numbers}}
-    if _of_ours(hyperparams) or numbers == _known(opt_state, hyperparams, given):
+    if _all_told(hyperparams) or numbers == _known(opt_state, hyperparams, given):
         return estimate._replace(details=details)
     return estimate._replace(standard_error=None, converged=False, details=details)
 
@@ -162,9 +163,16 @@ def _defaults(opt_state: Any) -> dict[str, float]:
     return PRECONDITIONERS[type(_second_moments(opt_state)).__name__].defaults
 
 
-def _of_ours(hyperparams: Mapping[str, Any]) -> bool:
+def _of_ours(hyperparams: Mapping[str, Any]) -> Entry | None:
+    """Sharpflat's own optimizer of that name."""
     name = hyperparams.get("name", "")
-    return name in optimizers and optimizers[name].built_in
+    return optimizers[name] if name in optimizers and optimizers[name].built_in else None
+
+
+def _all_told(hyperparams: Mapping[str, Any]) -> bool:
+    """Whether all arguments of one of ours are there: what it does not take is Optax's default."""
+    entry = _of_ours(hyperparams)
+    return entry is not None and {*entry.schema.model_fields} <= {*hyperparams}
 
 
 def _second_moments(opt_state: Any) -> Any:

@@ -252,6 +252,13 @@ def test_the_optimizers_moments_follow_the_change(rule):
     assert rows["relu_rescaling"].verdict == rows["batch_norm_scale"].verdict == "fooled"
 
 
+def test_adagrads_sums_that_began_elsewhere_are_not_guessed():
+    objective = objective_of()
+    state = optax.ScaleByRssState(jax.tree.map(lambda w: 1e-4 * jnp.ones_like(w), objective.params))
+    with pytest.raises(sf.InputError, match="sums are below 0.1, .*initial_accumulator_value"):
+        sf.invariance_table(objective, "preconditioned_sharpness", alpha=ALPHA, opt_state=state)
+
+
 def estimate(value, error=0.0, converged=True):
     return sf.Estimate(value, error, converged)
 

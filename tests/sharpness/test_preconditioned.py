@@ -43,8 +43,9 @@ def test_against_the_dense_product(name, precision, tolerance):
         bowl = quadratic(matrix)
         state = state_of(sf.optimizers[name](), bowl.params)
         spec = {"preconditioned_sharpness": {"tolerance": tolerance / 10}}
-        estimate = sf.measure(bowl, spec, opt_state=state, hyperparams={"name": name})
-        guessed = sf.measure(bowl, spec, opt_state=state)
+        told = {**sf.optimizers[name].arguments({}), "name": name}
+        estimate = sf.measure(bowl, spec, opt_state=state, hyperparams=told)
+        guessed = sf.measure(bowl, spec, opt_state=state, hyperparams={"name": name})
     assert estimate.converged
     assert estimate.value == pytest.approx(expected, rel=tolerance)
     assert guessed.value == estimate.value

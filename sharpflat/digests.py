@@ -5,34 +5,47 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parent
+ONE_AT_A_TIME = threading.RLock()
+"""Python 3.11 must not parse in two threads at once (gh-106905)."""
+
 NO_ARITHMETIC = (PACKAGE / "registry.py", PACKAGE / "objective" / "inputs.py")
 """Files that refuse and look up: no number depends on them."""
 
 
 def of_code(source: str) -> str:
     """Digest of a module's code, without docstrings and comments."""
-    return _digest([_code_only(ast.parse(source))])
+    with ONE_AT_A_TIME:
+        return _digest([_code_only(ast.parse(source))])
 
 
 def of_code_and_imports(source: str) -> str:
     """Digest of a module's code and of all of sharpflat's that it imports, however indirectly."""
-    codes = [_parsed(file)[0] for file in sorted(imports_of(source))]
-    return _digest([_code_only(ast.parse(source)), *codes])
+    with ONE_AT_A_TIME:
+        codes = [_parsed(file)[0] for file in sorted(imports_of(source))]
+        return _digest([_code_only(ast.parse(source)), *codes])
+
+
+def of_files(files: Iterable[Path]) -> str:
+    """Digest of the code of several of sharpflat's modules."""
+    with ONE_AT_A_TIME:
+        return _digest([_parsed(file)[0] for file in sorted(files)])
 
 
 def imports_of(source: str) -> set[Path]:
     """The files of sharpflat that a module imports, however indirectly."""
-    files, found = [*_imported(ast.parse(source))], set[Path]()
-    while files:
-        file = files.pop()
-        if file not in found:
-            found.add(file)
-            files += _parsed(file)[1]
-    return found
+    with ONE_AT_A_TIME:
+        files, found = [*_imported(ast.parse(source))], set[Path]()
+        while files:
+            file = files.pop()
+            if file not in found:
+                found.add(file)
+                files += _parsed(file)[1]
+        return found
 
 
 def _digest(codes: list[str]) -> str:

@@ -40,9 +40,10 @@ def provenance(dataset: Dataset) -> dict[str, Any]:
 @functools.cache
 def training_digest() -> str:
     """Digest of sharpflat's code that trains and evaluates runs: ids do not depend on it."""
-    return digests.of_code_and_imports(
-        Path(__file__).with_name("evaluation.py").read_text(encoding="utf-8")
-    )
+    package = Path(sharpflat.__file__).parent
+    rooms = [package / room for room in ("networks", "objective", "training")]
+    alone = [package / "batch.py", package / "trees.py", Path(__file__).with_name("evaluation.py")]
+    return digests.of_files([*alone, *(file for room in rooms for file in room.glob("*.py"))])
 
 
 @functools.cache

@@ -32,7 +32,6 @@ from sharpflat.runs.measure_run import measure_run
 from sharpflat.runs.placing import placed
 from sharpflat.runs.processes import check_alike, follow, leading
 from sharpflat.runs.progress import SILENT, Reporter
-from sharpflat.runs.provenance import training_digest
 from sharpflat.runs.record import Run
 from sharpflat.runs.requests import check_measures, left_out, missing, requests
 from sharpflat.runs.requests import failures as failed_measurements
@@ -102,8 +101,6 @@ def train(config: Config, root: str | Path = "results", reporter: Reporter = SIL
             def work(training: tuple[Group, Layout]) -> None:
                 train_group(*training, Path(root), reporter, interrupts, config.checkpoint_seconds)
 
-            # Here, where there is one thread: Python 3.11 must not parse in two (gh-106905).
-            training_digest()
             found = list(trainings.values())
             with _table(config, cells, root, folder) as now_and_then:
                 for _ in placed(work, found, _places(config, found), interrupts.stop):

@@ -6,6 +6,7 @@ import resource
 import shutil
 import signal
 import time
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -14,7 +15,8 @@ from runs.kills import Killed, history, same
 from runs.studies import sharpflat, write
 
 import sharpflat as sf
-from sharpflat.runs import checkpoints, interrupts, member, train_run
+from sharpflat import digests
+from sharpflat.runs import checkpoints, interrupts, member, provenance, train_run
 
 
 def interrupted(config, root, monkeypatch, saves=3, error=KeyboardInterrupt):
@@ -87,6 +89,22 @@ def test_a_run_that_goes_on_with_other_code_says_so(tmp_path, monkeypatch):
         ]
         assert len(set(digests)) == 1 + change
         shutil.rmtree(root)
+
+
+@pytest.mark.parametrize("file", ["training/update_rules.py", "training/update.py",
+                                  "networks/perceptrons.py", "runs/evaluation.py"])  # fmt: skip
+def test_the_digest_of_what_trains_sees_it(monkeypatch, file):
+    package, read = Path(sf.__file__).parent, Path.read_text
+
+    def edited(self, *arguments, **keywords):
+        content = read(self, *arguments, **keywords)
+        return content + "CHANGED = 1" if self == package / file else content
+
+    before = provenance.training_digest.__wrapped__()
+    monkeypatch.setattr(Path, "read_text", edited)
+    digests._parsed.cache_clear()
+    assert provenance.training_digest.__wrapped__() != before
+    digests._parsed.cache_clear()
 
 
 def test_patience_is_counted_across_an_interruption(tmp_path, monkeypatch):

@@ -54,6 +54,9 @@ class RunConfig:
         for key in LATER:
             if train[key] == Train.model_fields[key].default:
                 del train[key]
+        for spec in train.get("track", ()):
+            if spec.get("top_eigenvalue", {}).get("certify"):
+                del spec["top_eigenvalue"]["certify"]  # came later, too
         named = [
             (registry.datasets, content["dataset"]),
             (registry.models, content["model"]),

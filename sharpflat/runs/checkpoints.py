@@ -179,9 +179,8 @@ class Checkpoints:
 
 def _begun_anew(now: Attempts, then: Attempts) -> str | None:
     """A run that is at another attempt now, or was in none of those that the checkpoint knows."""
-    if not then:  # of a version that kept none
-        return None
-    return next((r for r, attempt in now.items() if r not in then or then[r] != attempt), None)
+    kept = bool(then)  # earlier versions kept none, and gave their runs none
+    return next((r for r, a in now.items() if then.get(r) != a or (kept and r not in then)), None)
 
 
 def _stored_part(leaves: Sequence[np.ndarray]) -> list[np.ndarray]:

@@ -134,7 +134,7 @@ def _stopped(cells: Sequence[RunConfig], root: Path) -> list[Group]:
     known = {cell.id: cell for cell in cells}
     runs = {cell.id: Run(root / "runs" / cell.id) for cell in cells}
     found = [Group((cell,)) for cell in cells if _is_of(runs[cell.id], None)]
-    for file in root.glob("groups/*/group.json"):
+    for file in sorted(root.glob("groups/*/group.json")):
         layout = files.read_json(file)
         members = layout["members"]
         if known.keys() >= set(members) and all(
@@ -142,8 +142,7 @@ def _stopped(cells: Sequence[RunConfig], root: Path) -> list[Group]:
             for one in members
         ):
             found.append(Group(tuple(known[one] for one in members), tuple(layout["numbers"])))
-    stopped = [group for group in found if any(group.folder(root).glob("checkpoints/[0-9]*"))]
-    return [g for g in stopped if any(runs[m.id].status["status"] not in ENDED for m in g.members)]
+    return [group for group in found if any(group.folder(root).glob("checkpoints/[0-9]*"))]
 
 
 def _is_of(run: Run, group: str | None) -> bool:
@@ -224,10 +223,8 @@ def places(found: Sequence[Group], together: bool | None) -> list[jax.Device]:
     room = SHARE_OF_MEMORY * device_memory() * len(devices)
     sizes = [len(group.members) for group in found]
     needed = max(
-        max(
-            size * update_bytes(group.members[0], room / len(devices) / size),
-            evaluation_bytes(group.members[0], room / len(devices)),
-        )
+        size * update_bytes(group.members[0], room / len(devices) / size)
+        + evaluation_bytes(group.members[0], room / len(devices))
         for group, size in zip(found, sizes, strict=True)
     )
     return devices[: max(1, int(room / needed))]

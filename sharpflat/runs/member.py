@@ -64,8 +64,13 @@ class Member:
     def _why_anew(self) -> str:
         path = self.folder / "provenance.json"
         group = files.read_json(path).get("together") if path.exists() else None
-        if group and any(self.folder.parents[1].glob(f"groups/{group['group']}/checkpoints/*")):
-            return f"was stopped in group {group['group']}, whose runs are not all asked for"
+        if group and any(
+            self.folder.parents[1].glob(f"groups/{group['group']}/checkpoints/[0-9]*")
+        ):
+            return (
+                f"was stopped in group {group['group']}, of which not all are asked for, or some "
+                f"were begun anew"
+            )
         return "has no checkpoint to go on from"
 
     def go_on(self, done: int, step: int) -> None:

@@ -8,10 +8,18 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 
 from sharpflat.config import RunConfig
 from sharpflat.objective import Objective
-from sharpflat.runs.build import abstract_objective, build_recipe, resident, state_like
+from sharpflat.runs.build import (
+    abstract_objective,
+    build_recipe,
+    config_of,
+    resident,
+    shape_key,
+    state_like,
+)
 from sharpflat.runs.evaluation import EVALUATION_CHUNK
 from sharpflat.training import update
 
@@ -23,21 +31,21 @@ def update_bytes(run: RunConfig, room: float = 0.0) -> float:
     quick and far too much; else the program is compiled, and its plan of memory asked. Of a model
     that raises next to nothing: its runs will, and say so.
     """
-    return _bytes(_update, run, room)
+    return _bytes(_update, json.dumps({**run.resolved(), "seed": 0}, sort_keys=True), room)
 
 
 def evaluation_bytes(run: RunConfig, room: float = 0.0) -> float:
     """Bytes that an evaluation holds at most, a chunk of its data with them; as `update_bytes`."""
-    return _bytes(_evaluation, run, room)
+    return _bytes(_evaluation, shape_key(run.resolved()), room)
 
 
-def _bytes(program: Callable[[str], Any], run: RunConfig, room: float) -> float:
-    text = json.dumps({**run.resolved(), "seed": 0}, sort_keys=True)
+def _bytes(program: Callable[[str], Any], text: str, room: float) -> float:
     try:
-        touched = program(text).cost_analysis()["bytes accessed"]
-        return touched if touched <= room else _planned_bytes(program, text)
+        lowered = program(text)
     except Exception:
         return 1.0
+    touched = lowered.cost_analysis()["bytes accessed"]
+    return touched if touched <= room else _planned_bytes(program, text)
 
 
 @functools.lru_cache(maxsize=64)
@@ -58,9 +66,12 @@ def _update(text: str) -> Any:
 
 @functools.lru_cache(maxsize=64)
 def _evaluation(text: str) -> Any:
-    config = json.loads(text)
-    size = min(EVALUATION_CHUNK, resident(config["dataset"]).train.size)
-    objective = abstract_objective(config, "train", size, size, "running")
+    config = config_of(text)
+    splits = ("train", "test")
+    sizes = [getattr(resident(config["dataset"]), split).size for split in splits]
+    largest = splits[int(np.argmax(sizes))]
+    size = min(EVALUATION_CHUNK, max(sizes))
+    objective = abstract_objective(config, largest, size, size, "running")
     return jax.jit(_loss_and_accuracy).lower(objective)
 
 

@@ -104,7 +104,7 @@ class Tracking:
         """Nothing is looked at yet."""
         self.config, self.folder, self.recipe, self.data = config, folder, recipe, data
         self.tracks = tracks(config)
-        warm = any(track.name == "top_eigenvalue" for track in self.tracks)
+        warm = any(track.arguments.get("certify") is False for track in self.tracks)
         self.carried = jnp.zeros(trees.size(state_like(config).params) if warm else 0)
         self.rows: list[dict[str, Any]] = []
 

@@ -59,6 +59,8 @@ def train_group(
         return checkpoints.delete()
     with contextlib.ExitStack() as stack:
         for run in sorted(runs, key=lambda run: run.id):
+            if run.status["status"] in ENDED:
+                continue  # it is only looked at, by other groups of it perhaps at the same time
             stack.enter_context(files.claimed(run.folder))
         todo = [run for run in runs if run.status["status"] not in ENDED]
         for run in todo:

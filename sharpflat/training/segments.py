@@ -273,7 +273,10 @@ def _segment(
         precision = str(jnp.promote_types(lowest, jnp.float32))
         own = replace(recipe, optimizer=optimizer_of(trees.cast(drawn.numbers, precision)))
         after = one(i, own, carry, drawn)
-        return jax.tree.map(lambda new, old: jnp.where(drawn.active, new, old), after, carry)
+        # A number may be of more precision than what it is multiplied with.
+        return jax.tree.map(
+            lambda new, old: jnp.where(drawn.active, new.astype(old.dtype), old), after, carry
+        )
 
     def body(i: jax.Array, carry: Any) -> Any:
         if optimizer_of is None:

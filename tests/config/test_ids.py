@@ -5,9 +5,10 @@ import json
 import textwrap
 
 import pytest
-from config.given import cells, plugin
+from config.given import CONFIGS, cells, plugin
 from runs.studies import LINEAR, NORM
 
+from sharpflat import config as configs
 from sharpflat.config import LATER
 from sharpflat.config.schema import Train
 
@@ -55,6 +56,14 @@ def test_ids_do_not_depend_on_where_data_lie(tmp_path):
 )  # fmt: skip
 def test_ids_depend_on_everything_that_shapes_the_record(tmp_path, override):
     assert not set(ids(tmp_path, override)) & set(ids(tmp_path))
+
+
+def test_ids_of_watched_runs_are_those_of_before(tmp_path):
+    """`certify` came after runs that watch λmax were recorded."""
+    (example,) = configs.cells(configs.load(CONFIGS / "examples" / "track.yaml"))
+    assert example.id == "93d622818c7810c8"
+    track = "train.track=[{top_eigenvalue: {every: 2, certify: false}}]"
+    assert ids(tmp_path, track) != ids(tmp_path, track.replace("false", "true"))
 
 
 OTHERS = {

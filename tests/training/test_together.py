@@ -139,27 +139,34 @@ class PartlyRounded(nn.Module):
         return nn.Dense(3)(hidden)
 
 
-def test_numbers_of_a_group_are_not_rounded_to_its_lowest_precision():
-    made = {
-        b2: Recipe(
+@pytest.mark.parametrize(
+    ("name", "number", "values"),
+    [("adam", "b2", (0.99, 0.999)), ("adam", "b1", (0.8, 0.9)), ("momentum", "decay", (0.5, 0.9)),
+     ("rmsprop", "decay", (0.9, 0.99)), ("lars", "learning_rate", (0.5, 1.0))],
+)  # fmt: skip
+def test_numbers_of_a_group_are_not_rounded_to_its_lowest_precision(name, number, values):
+    rates = {} if number == "learning_rate" else {"learning_rate": 0.01}
+    made = [
+        Recipe(
             sf.Model.of(PartlyRounded()), cross_entropy,
-            make_optimizer("adam", {"b2": b2, "learning_rate": 0.01}),
+            make_optimizer(name, {**rates, number: value}),
         )
-        for b2 in (0.99, 0.999)
-    }  # fmt: skip
+        for value in values
+    ]  # fmt: skip
     key = jax.random.key(0)
     data = sf.Batch(jax.random.normal(key, (24, 5)), jax.random.randint(key, (24,), 0, 3))
-    starts = [start(recipe, data, 0) for recipe in made.values()]
-    build = optimizer_of("adam", {"learning_rate": 0.01}, free=("b2",))
-    members = Members((0, 0), {"b2": list(made)}, build, np.ones(2, bool))
+    starts = [start(recipe, data, 0) for recipe in made]
+    build = optimizer_of(name, rates, free=(number,))
+    members = Members((0, 0), {number: list(values)}, build, np.ones(2, bool))
     both = beginning(jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts), 2)
 
     def trained(recipe, moment, seed):
         moments = advance(recipe, moment, data, batch_size=8, seed=seed, stops_at=[6])
         return next(m for m in moments if m.step == 6).state.params
 
-    together = trained(made[0.99], both, members)
-    for place, (recipe, begun) in enumerate(zip(made.values(), starts, strict=True)):
+    together = trained(made[0], both, members)
+    for place, (recipe, begun) in enumerate(zip(made, starts, strict=True)):
         alone = trained(recipe, beginning(begun), 0)
         for a, b in zip(jax.tree.leaves(together), jax.tree.leaves(alone), strict=True):
+            assert a.dtype == b.dtype
             np.testing.assert_allclose(a[place].astype(np.float32), b.astype(np.float32), atol=1e-2)

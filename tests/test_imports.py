@@ -14,7 +14,7 @@ OBJECTIVE = BASE | {"networks", "objective"}
 MEASURING = OBJECTIVE | {"curvature", "sharpness", "landscape"}
 TRAINING = OBJECTIVE | {"training"}
 AUDIT = OBJECTIVE | {"sharpness", "audit"}
-RUNS = MEASURING | TRAINING | AUDIT | {"data", "config", "statistics", "runs"}
+RUNS = MEASURING | TRAINING | AUDIT | {"data", "config", "statistics", "digests", "runs"}
 ALLOWED = {
     "__init__": set(),
     "digests": set(),

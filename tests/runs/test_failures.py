@@ -330,10 +330,10 @@ def test_a_model_that_raises_ends_no_other_run_where_its_size_is_asked(tmp_path,
     path = write(tmp_path, plugins=["norm.py", "linear.py"], train=train, **study)
     cells = configs.cells(sf.load_config(path))
     two = jax.devices() * 2
-    monkeypatch.setattr(jax, "local_devices", lambda: two)
-    for together in (None, True):
-        assert groups.places(groups.groups(cells, together, None, 2), together) == two
-    monkeypatch.undo()
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "local_devices", lambda: two)
+        for together in (None, True):
+            assert groups.places(groups.groups(cells, together, None, 2), together) == two
     outcome = run(tmp_path, plugins=["norm.py", "linear.py"], train=train, **study)
     assert outcome.code == 1
     assert "Traceback" not in outcome.err

@@ -126,7 +126,10 @@ def test_as_many_devices_as_there_are_and_as_memory_allows(tmp_path, monkeypatch
     assert len(groups.places(found, None)) == 4
     assert len(groups.places(found, False)) == 1
     assert len(groups.places(found[:1], None)) == 1
-    size = max(memory.update_bytes(group.members[0]) for group in found)
+    size = max(
+        memory.update_bytes(group.members[0]) + memory.evaluation_bytes(group.members[0])
+        for group in found
+    )
     monkeypatch.setattr(groups, "device_memory", lambda: 2.5 * size / 4 / groups.SHARE_OF_MEMORY)
     assert len(groups.places(found, None)) == 2
 

@@ -179,8 +179,9 @@ class Checkpoints:
 
 def _begun_anew(now: Attempts, then: Attempts) -> str | None:
     """A run that is at another attempt now, or was in none of those that the checkpoint knows."""
-    kept = bool(then)  # earlier versions kept none, and gave their runs none
-    return next((r for r, a in now.items() if then.get(r) != a or (kept and r not in then)), None)
+    if not then:  # of an earlier version, which gave its runs none
+        then = dict.fromkeys(now)
+    return next((run for run, one in now.items() if run not in then or then[run] != one), None)
 
 
 def _stored_part(leaves: Sequence[np.ndarray]) -> list[np.ndarray]:

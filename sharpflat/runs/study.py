@@ -120,9 +120,10 @@ def _places(config: Config, found: Sequence[tuple[Group, Layout]]) -> list[jax.D
 def _notes(trainings: Iterable[tuple[Group, Layout]]) -> Iterator[str]:
     for group, layout in trainings:
         yield from layout.notes(group.members[0].train)
+        said = None
         with contextlib.suppress(Exception):  # a model that raises: its runs will, and say so
             said = ghost_statistics(group.members[0].resolved())
-            yield from [said] if said else []
+        yield from [said] if said else []
 
 
 def _trainings(

@@ -81,8 +81,8 @@ def top_eigenvalue(
     With `certify: false` Lanczos begins with the sum of the uppermost three Ritz vectors of the
     look before, mixed half and half with a random direction, so that an eigenvalue that has
     overtaken the largest is met, and ends at a small residual: about a third fewer products. That
-    says that the number is an eigenvalue, not that it is the largest, and is rarely `converged`. (A
-    warm start leaves the certificate as many products as a random one, and one more.)
+    says that the number is an eigenvalue, not that it is the largest, and is rarely `converged`.
+    (Up to a certificate a warm start was seen to need one to four products more than a random one.)
 
     Args:
         look: where the training is.

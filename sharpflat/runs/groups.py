@@ -98,7 +98,8 @@ def groups(
         root: of all results.
 
     Raises:
-        InputError: several that were stopped together, whose data set is streamed now.
+        InputError: several that were stopped together, of which not all are asked for, or whose
+            data set is streamed now.
     """
     stopped = [] if root is None else _stopped(cells, root)
     for group in stopped:
@@ -133,16 +134,33 @@ def _stopped(cells: Sequence[RunConfig], root: Path) -> list[Group]:
     """
     known = {cell.id: cell for cell in cells}
     runs = {cell.id: Run(root / "runs" / cell.id) for cell in cells}
-    found = [Group((cell,)) for cell in cells if _is_of(runs[cell.id], None)]
+    going = {name for name, run in runs.items() if run.status["status"] not in ENDED}
+    alone = [Group((known[name],)) for name in known if name in going and _is_of(runs[name], None)]
+    found = [group for group in alone if _has_checkpoint(group.folder(root))]
     for file in sorted(root.glob("groups/*/group.json")):
         layout = files.read_json(file)
         members = layout["members"]
-        if known.keys() >= set(members) and all(
-            runs[one].status["status"] in ENDED or _is_of(runs[one], layout["group"])
-            for one in members
-        ):
+        mine = [one for one in members if one in going and _is_of(runs[one], layout["group"])]
+        if not mine or not _has_checkpoint(file.parent):
+            continue
+        if left := [one for one in members if one not in known]:
+            raise InputError(_partly(root, layout["group"], left, runs[mine[0]]))
+        if set(members) & going == set(mine):
             found.append(Group(tuple(known[one] for one in members), tuple(layout["numbers"])))
-    return [group for group in found if any(group.folder(root).glob("checkpoints/[0-9]*"))]
+    return found
+
+
+def _has_checkpoint(folder: Path) -> bool:
+    return any(folder.glob("checkpoints/[0-9]*"))
+
+
+def _partly(root: Path, group: str, left: Sequence[str], asked: Run) -> str:
+    """Why part of a group cannot go on: beginning it anew would make all of it begin anew."""
+    return (
+        f"groups/{group}: was stopped while it trained {asked.id} together with runs that are not "
+        f"asked for: {', '.join(left)}; ask for all of them, as {asked.provenance['command']!r} "
+        f"did, or move that folder of {root} away to begin anew"
+    )
 
 
 def _is_of(run: Run, group: str | None) -> bool:

@@ -29,7 +29,7 @@ def update_bytes(run: RunConfig, room: float = 0.0) -> float:
 
     Where all that its operations read and write fits into `room`, that is the answer, which is
     quick and far too much; else the program is compiled, and its plan of memory asked. Of a model
-    that raises next to nothing: its runs will, and say so.
+    that raises, or cannot be compiled, next to nothing: its runs will, and say so.
     """
     return _bytes(_update, json.dumps({**run.resolved(), "seed": 0}, sort_keys=True), room)
 
@@ -41,11 +41,10 @@ def evaluation_bytes(run: RunConfig, room: float = 0.0) -> float:
 
 def _bytes(program: Callable[[str], Any], text: str, room: float) -> float:
     try:
-        lowered = program(text)
+        touched = program(text).cost_analysis()["bytes accessed"]
+        return touched if touched <= room else _planned_bytes(program, text)
     except Exception:
         return 1.0
-    touched = lowered.cost_analysis()["bytes accessed"]
-    return touched if touched <= room else _planned_bytes(program, text)
 
 
 @functools.lru_cache(maxsize=64)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
 import logging
+import re
 import shutil
 import threading
 import time
@@ -23,6 +25,8 @@ SECONDS_BETWEEN = 60.0
 # Orbax tells saves of one process apart by a counter that is the process's: with several at once
 # one waits for the other's folder.
 ONE_AT_A_TIME = threading.RLock()
+OF_THE_FILE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR)
+"""Errors of the system by which a checkpoint is known to lack a part."""
 
 Attempts = Mapping[str, str | None]
 """By a run's id the `attempt` that its provenance has: another one each time it begins anew."""
@@ -71,9 +75,9 @@ class Checkpoints:
         for step in sorted(self._open().all_steps(), reverse=True):
             try:
                 about, leaves = self._stored(step)
-            except (MemoryError, PermissionError):
-                raise  # of this machine now, not of what was written
             except Exception as error:
+                if _is_of_the_machine(error):
+                    raise
                 kept = self._set_aside(step)
                 reason = str(error).partition("\n")[0][:200]
                 say(f"checkpoint {self.folder / str(step)}: damaged, kept as {kept}: {reason}")
@@ -175,6 +179,13 @@ class Checkpoints:
             )
             self._manager = ocp.CheckpointManager(self.folder, options=options)
         return self._manager
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    """Whether it says nothing of what was written: another time, the same file may be read."""
+    of_system = re.search(r"OS error (\d+)", str(error))  # as TensorStore has it in a ValueError
+    number = int(of_system[1]) if of_system else getattr(error, "errno", None)
+    return isinstance(error, MemoryError) or number not in (None, *OF_THE_FILE)
 
 
 def _begun_anew(now: Attempts, then: Attempts) -> str | None:

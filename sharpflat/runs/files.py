@@ -96,12 +96,14 @@ def read_fields(path: Path, *needed: str) -> dict[str, Any]:
 
 
 def append_lines(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Append JSON lines; a line cut short by a kill is dropped first."""
+    """Append JSON lines, to the disk itself; a line cut short by a kill is dropped first."""
     kept = _whole_bytes(path)
     with path.open("r+b" if path.exists() else "wb") as file:
         file.truncate(kept)
         file.seek(kept)
         file.write(_lines(rows).encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_lines(

@@ -16,7 +16,15 @@ from sharpflat.runs.build import Resident, build_recipe, epochs_of
 from sharpflat.runs.evaluation import evaluate
 from sharpflat.runs.layout import Layout
 from sharpflat.runs.progress import Reporter
-from sharpflat.runs.provenance import command, commit, now, provenance, training_digest
+from sharpflat.runs.provenance import (
+    command,
+    commit,
+    device,
+    now,
+    provenance,
+    training_digest,
+    versions,
+)
 from sharpflat.runs.snapshots import save_tree
 from sharpflat.runs.tracking import Tracking
 from sharpflat.training import Epoch, Recipe, Stopping, TrainState
@@ -67,10 +75,7 @@ class Member:
         if group and any(
             self.folder.parents[1].glob(f"groups/{group['group']}/checkpoints/[0-9]*")
         ):
-            return (
-                f"was stopped in group {group['group']}, of which not all are asked for, or some "
-                f"were begun anew"
-            )
+            return f"was stopped in group {group['group']}, of which some were begun anew"
         return "has no checkpoint to go on from"
 
     def go_on(self, done: int, step: int) -> None:
@@ -84,13 +89,11 @@ class Member:
         self._write_status("running", None)
         self.task.update(done)
         record = files.read_json(self.folder / "provenance.json")
-        other = record.get("training_digest") not in (None, training_digest())
-        code = "; the code that trains is not what it began with" if other else ""
-        self.task.note(f"goes on after epoch {done}, update {step}{code}")
+        self.task.note(f"goes on after epoch {done}, update {step}{_unlike(record)}")
         self._check_layout(record)
         again = {
             "epoch": done, "step": step, "commit": commit(), "training_digest": training_digest(),
-            "command": command(),
+            "command": command(), "versions": versions(), "device": device(),
         }  # fmt: skip
         layout = {"layout": self.layout.record} if self.layout.record else {}
         record["resumed"] = [*record.get("resumed", []), {**again, "started": now(), **layout}]
@@ -158,6 +161,22 @@ class Member:
 
     def _write_status(self, status: str, reason: str | None) -> None:
         files.write_json(self.folder / "status.json", {"status": status, "reason": reason})
+
+
+def _unlike(record: dict[str, Any]) -> str:
+    """What trains otherwise than it did when it was last begun, by its provenance."""
+    last = {k: v for begun in (record, *record.get("resumed", [])) for k, v in begun.items()}
+    pairs = {
+        "the code that trains": (last.get("training_digest"), training_digest()),
+        "the packages' versions": (last.get("versions"), versions()),
+        "the device": (_kind(last.get("device")), _kind(device())),
+    }
+    changed = [what for what, (then, now) in pairs.items() if then not in (None, now)]
+    return f"; not what it began with: {', '.join(changed)}" if changed else ""
+
+
+def _kind(device: dict[str, Any] | None) -> list[str] | None:
+    return None if device is None else [device["platform"], device["kind"]]
 
 
 def _row(epoch: Epoch) -> dict[str, Any]:

@@ -18,6 +18,13 @@ import sharpflat
 from sharpflat import digests
 from sharpflat.data import Dataset
 
+ROOMS = ("networks", "objective", "training")
+MODULES = (
+    "batch.py", "trees.py", "runs/build.py", "runs/evaluation.py", "runs/groups.py",
+    "runs/member.py", "runs/train_run.py", "runs/warm_starts.py",
+)  # fmt: skip
+"""The code that trains and evaluates, with `ROOMS`."""
+
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "orbax-checkpoint")
 
 
@@ -41,9 +48,8 @@ def provenance(dataset: Dataset) -> dict[str, Any]:
 def training_digest() -> str:
     """Digest of sharpflat's code that trains and evaluates runs: ids do not depend on it."""
     package = Path(sharpflat.__file__).parent
-    rooms = [package / room for room in ("networks", "objective", "training")]
-    alone = [package / "batch.py", package / "trees.py", Path(__file__).with_name("evaluation.py")]
-    return digests.of_files([*alone, *(file for room in rooms for file in room.glob("*.py"))])
+    of_rooms = [file for room in ROOMS for file in (package / room).glob("*.py")]
+    return digests.of_files([*of_rooms, *(package / file for file in MODULES)])
 
 
 @functools.cache

@@ -171,9 +171,10 @@ class _Training:
             self.checkpoints.close()
 
     def _go(self, interrupts: Interrupts) -> None:
-        begin = self._begin()
+        # The start is named nowhere, or it stays in memory.
+        begun = _moments(self.group, self.together, self.layout, self._begin())
         announced(self.group.id)
-        with contextlib.closing(_moments(self.group, self.together, self.layout, begin)) as moments:
+        with contextlib.closing(begun) as moments:
             for moment in moments:
                 self._take(moment)
                 if not self.training:

@@ -75,24 +75,34 @@ def test_resuming_is_bit_for_bit_the_unbroken_run(tmp_path, monkeypatch, model, 
 def test_a_run_that_goes_on_with_other_code_says_so(tmp_path, monkeypatch):
     """Ids do not depend on the code that trains; a reader of the record sees both digests."""
     path = write(tmp_path, sweep=None, seeds=1)
-    root, said = tmp_path / "results", "goes on after epoch {}, update {}; the code that trains"
+    root, said = tmp_path / "results", "goes on after epoch {}, update {}{}"
+    other = "; not what it began with: the code that trains, the packages' versions, the device"
     for change in (False, True):
         (before,) = interrupted(sf.load_config(path, ["train.epochs=6"]), root, monkeypatch, 1)
         if change:
             monkeypatch.setattr(member, "training_digest", lambda: "another")
+            for name, key in (("versions", "jax"), ("device", "kind")):
+                now = getattr(member, name)() | {key: "another"}
+                monkeypatch.setattr(member, name, lambda now=now: now)
         outcome = sharpflat("run", path, "train.epochs=6", "--root", root)
         assert outcome.code == 0
-        assert (said.format(before // UPDATES, before) in outcome.err) is change
+        assert said.format(before // UPDATES, before, other * change) in outcome.err
+        assert ("not what it began" in outcome.err) is change
         (run,) = sf.load_runs(root)
         digests = [
             record["training_digest"] for record in (run.provenance, *run.provenance["resumed"])
         ]
         assert len(set(digests)) == 1 + change
+        kinds = [
+            record["device"]["kind"] for record in (run.provenance, *run.provenance["resumed"])
+        ]
+        assert ("another" in kinds[1:]) is change
         shutil.rmtree(root)
 
 
 @pytest.mark.parametrize("file", ["training/update_rules.py", "training/update.py",
-                                  "networks/perceptrons.py", "runs/evaluation.py"])  # fmt: skip
+                                  "networks/perceptrons.py", "runs/evaluation.py", "runs/build.py",
+                                  "runs/member.py"])  # fmt: skip
 def test_the_digest_of_what_trains_sees_it(monkeypatch, file):
     package, read = Path(sf.__file__).parent, Path.read_text
 
@@ -188,6 +198,26 @@ def test_where_every_checkpoint_is_damaged_the_training_begins_anew(tmp_path, mo
     (resumed,) = sf.run(config, tmp_path / "broken")
     assert same(resumed, unbroken)
     assert len(list((resumed.folder / "set_aside").iterdir())) == 2
+
+
+@orbax_leaves_reads
+def test_a_checkpoint_that_cannot_be_read_now_is_no_damaged_one(tmp_path, monkeypatch):
+    """As with too many open files: the run fails, and goes on another time."""
+    config = sf.load_config(write(tmp_path, sweep=None, seeds=1), ["train.epochs=6"])
+    *_, last = interrupted(config, tmp_path / "results", monkeypatch)
+    said = ["[OS error 24: EMFILE Too many open files]", OSError(5, "Input/output error")]
+    for error in (ValueError(said[0]), said[1]):
+
+        def stored(self, step, error=error):
+            raise error
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints.Checkpoints, "_stored", stored)
+            (failed,) = sf.train(config, tmp_path / "results")
+        assert failed.status["status"] == "failed"
+        assert not (failed.folder / "set_aside").exists()
+    (run,) = sf.train(config, tmp_path / "results")
+    assert run.provenance["resumed"][-1]["step"] == last
 
 
 def test_a_checkpoint_of_another_training_is_refused(tmp_path, monkeypatch):

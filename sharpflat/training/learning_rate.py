@@ -49,7 +49,7 @@ def factor_of(name: str, arguments: dict[str, Any], warmup: float, total: float)
     Args:
         name: of the schedule.
         arguments: its own.
-        warmup: updates in which the factor rises from 0: (t + 1) / warmup.
+        warmup: updates in which the factor rises from 0: (t + 1) / warmup, or 1 where that is more.
         total: updates of the whole training; the schedule sees s from 0, where the warm-up ends,
             to 1 at its last update.
     """
@@ -58,7 +58,7 @@ def factor_of(name: str, arguments: dict[str, Any], warmup: float, total: float)
     def factor(count: jax.Array) -> jax.Array:
         left = max(total - warmup - 1, 1)
         progress = jnp.clip((count - warmup) / left, 0, 1)
-        rising = (count + 1) / max(warmup, 1)
+        rising = jnp.minimum((count + 1) / max(warmup, 1), 1)
         return jnp.where(count < warmup, rising, shape(progress))
 
     return factor

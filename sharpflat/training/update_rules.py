@@ -79,8 +79,9 @@ def schedule_free(
     *, learning_rate: Positive = 1.0, b1: PositiveDecay = 0.9
 ) -> optax.GradientTransformationExtraArgs:
     """Schedule-free gradient descent (Defazio et al., 2024); what is evaluated is its average x."""
-    base = optax.sgd(learning_rate)
-    return optax.contrib.schedule_free(base, learning_rate=learning_rate, b1=b1)
+    # Optax counts updates from 0 in its rules, but from 1 in the weights of this average.
+    weight = (lambda count: learning_rate(count - 1)) if callable(learning_rate) else learning_rate
+    return optax.contrib.schedule_free(optax.sgd(learning_rate), learning_rate=weight, b1=b1)
 
 
 @optimizer
@@ -98,6 +99,7 @@ def lars(
     batch-norm parameters (arrays of one axis) have no decay. Where an array is all zero, as biases
     are at the start, r is 1: its first step is η g, of which momentum makes η g / (1 − λ) in all.
     Usual implementations leave biases out of r altogether, so that every step is one like that.
+    Theirs and Optax's r is this one; that of the paper, ‖w‖/(‖g‖ + β ‖w‖), is another with decay.
     """
     return optax.lars(
         learning_rate, weight_decay, _weights, trust_coefficient=trust, momentum=decay

@@ -439,6 +439,19 @@ def test_under_lars_each_gradient_keeps_its_own_rate():
         np.testing.assert_allclose(step, -1e-3 * total, rtol=1e-3)  # ‖w‖ = ‖g‖ here
 
 
+def test_schedule_free_weighs_each_update_by_its_own_rate():
+    """Defazio et al. (2024): weights η² (the largest so far), under a warm-up."""
+    rates, b1 = [0.125, 0.25, 0.375, 0.5, 0.5, 0.5], 0.9
+    rule = make_optimizer("schedule_free", {"learning_rate": 0.5}, warmup=4.0, updates=6)
+    points = walked(rule, 6, grad_fn=lambda point: point)
+    x = z = y = points[0]["kernel"]
+    for t, rate in enumerate(rates):
+        z = z - rate * y
+        x = x + rate**2 / sum(r**2 for r in rates[: t + 1]) * (z - x)
+        y = (1 - b1) * z + b1 * x
+        np.testing.assert_allclose(points[t + 1]["kernel"], y, rtol=1e-5)
+
+
 # The rate of an update.
 
 

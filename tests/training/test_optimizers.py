@@ -184,6 +184,13 @@ def test_schedules():
     np.testing.assert_allclose(both[jnp.array([3, 4, 7, 10])], [1, 1, 0.5, 0], atol=1e-6)
 
 
+@pytest.mark.parametrize("warmup", [0.4, 1.1, 3.5])
+def test_a_warm_up_of_a_fraction_of_an_update_ends_at_the_rate(warmup):
+    factors = [float(factor_of("constant", {}, warmup, 10)(count)) for count in range(10)]
+    assert factors == pytest.approx([min((t + 1) / max(warmup, 1), 1) for t in range(10)])
+    assert max(factors) == 1
+
+
 def test_a_schedule_multiplies_the_learning_rate_of_each_update():
     given = {"learning_rate": 0.1}
     rule = make_optimizer("gradient_descent", given, schedule={"name": "cosine"}, updates=5)

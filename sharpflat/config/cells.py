@@ -65,13 +65,22 @@ class RunConfig:
         ]
         plugins = []
         for entries, spec in named:
-            entry = entries[spec["name"]]
-            for location in entry.locations:
-                spec.pop(location, None)
-            if not entry.built_in:
+            _forget_locations(entries, spec)
+            if not (entry := entries[spec["name"]]).built_in:
                 plugins.append(entry.digest)
         text = json.dumps([content, plugins], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _forget_locations(entries: Registry, spec: dict[str, Any]) -> None:
+    """Take out of `spec` where things lie, of a data set that is part `of` another there, too."""
+    for location in entries[spec["name"]].locations:
+        spec.pop(location, None)
+    if spec.get("of") in entries and spec.get("arguments"):
+        inner = {**spec["arguments"], "name": spec["of"]}
+        _forget_locations(entries, inner)
+        del inner["name"]
+        spec["arguments"] = inner or None
 
 
 def cells(config: Config) -> list[RunConfig]:
@@ -151,6 +160,8 @@ def tracked(spec: Spec, where: str) -> dict[str, Any]:
     if name not in known:
         raise InputError(f"{where}: unknown {name!r}{closest(name, known)}")
     common: list[Any] = [Every] if name in registry.trackers else [Every, Looked]
+    if given is not None and not isinstance(given, Mapping):
+        raise InputError(f"{where}.{name}: expected a mapping of arguments, got {given!r}")
     given, found = dict(given or {}), dict[str, Any]()
     for schema in common:
         own = {key: given.pop(key) for key in schema.model_fields if key in given}

@@ -115,7 +115,7 @@ class Attack(Strict):
 
 
 class Every(Strict):
-    """How often something is tracked; at the start always."""
+    """How often something is tracked; at the start too, but for what reads an optimizer's state."""
 
     every: Count = 1
     unit: Literal["epochs", "updates"] = "epochs"

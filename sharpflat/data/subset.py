@@ -18,7 +18,7 @@ def subset(
     Args:
         of: its name.
         examples: how many.
-        arguments: its own.
+        arguments: its own; ids leave out those that say where its data lie.
 
     Raises:
         InputError: an unknown data set or argument, more examples than it has.

@@ -43,6 +43,10 @@ def test_ids_do_not_depend_on_where_data_lie(tmp_path):
         for where in ("", ", data_dir: /a", ", data_dir: /b")
     ]
     assert found[0] == found[1] == found[2]
+    inside = "dataset={{name: subset, of: mnist, arguments: {}}}"
+    ways = ("null", "{data_dir: /a}", "{data_dir: /b}")
+    first, *others = (ids(tmp_path, inside.format(way)) for way in ways)
+    assert others == [first, first]
 
 
 @pytest.mark.parametrize(

@@ -325,6 +325,7 @@ BAD = [
     ("[top_eigenvalu]", "train.track: unknown 'top_eigenvalu'; did you mean 'top_eigenvalue'?"),
     ("[{top_eigenvalue: {evry: 2}}]", "evry"),
     ("[{top_eigenvalue: {every: 0}}]", "train.track.top_eigenvalue.every"),
+    ("[{top_eigenvalue: 5}]", "train.track.top_eigenvalue: expected a mapping of arguments, got 5"),
     ("[{snapshots: {unit: steps}}]", "train.track.snapshots.unit"),
     ("[{top_eigenvalue: {}, snapshots: {}}]", "train.track: expected a name"),
     ("[{top_eigenvalue: {examples: 30, chunk: 20}}]", "train.track.top_eigenvalue.chunk: 20"),

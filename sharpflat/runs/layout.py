@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -109,5 +111,19 @@ def device_memory() -> float:
     stats = jax.local_devices()[0].memory_stats()
     if stats is None:
         whole = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        return whole / jax.local_device_count()
+        return min([whole, *_limits()]) / jax.local_device_count()
     return stats["bytes_limit"]
+
+
+def _limits(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/")) -> Iterator[int]:
+    """Bytes that containers and batch systems allow this process: its control groups' limits."""
+    lines = groups.read_text().splitlines() if groups.exists() else []
+    for _, controllers, path in (line.split(":", 2) for line in lines):
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        top = root / "sys/fs/cgroup" / ("memory" if controllers else "")
+        name = "memory.limit_in_bytes" if controllers else "memory.max"
+        own = top / path.lstrip("/")
+        for folder in (own, *own.parents):
+            with contextlib.suppress(OSError, ValueError):  # none here, or "max"
+                yield int((folder / name).read_text())

@@ -32,6 +32,7 @@ from sharpflat.runs.measure_run import measure_run
 from sharpflat.runs.placing import placed
 from sharpflat.runs.processes import check_alike, follow, leading
 from sharpflat.runs.progress import SILENT, Reporter
+from sharpflat.runs.provenance import training_digest
 from sharpflat.runs.record import Run
 from sharpflat.runs.requests import check_measures, left_out, missing, requests
 from sharpflat.runs.requests import failures as failed_measurements
@@ -137,7 +138,8 @@ def _trainings(
         streamed = is_streamed(group.members[0].dataset, config.dataset_on_device)
         found[group.id] = group, Layout(mesh, streamed)
     if jax.process_count() > 1:
-        check_alike([*found, *(resident(cell.dataset).dataset.digest for cell in cells)])
+        data = (resident(cell.dataset).dataset.digest for cell in cells)
+        check_alike([*found, training_digest(), *data])
     return found
 
 
@@ -247,13 +249,15 @@ def _checked_cells(config: Config) -> list[RunConfig]:
     """The runs, after every check that can be made without work."""
     keep_compiled_programs()
     cells = configs.cells(config)
-    for cell in cells:
+    # Those of one data set after each other: few are kept in memory.
+    by_data = sorted(cells, key=lambda cell: repr(cell.dataset))
+    for cell in by_data:
         _checked(build_recipe, cell.resolved())
-    for cell in {repr((cell.dataset, cell.model)): cell for cell in cells}.values():
+    for cell in {repr((cell.dataset, cell.model)): cell for cell in by_data}.values():
         _checked(check_fit, cell.resolved())
-    for cell in {shape_key(cell.resolved()): cell for cell in cells}.values():
+    for cell in {shape_key(cell.resolved()): cell for cell in by_data}.values():
         _checked(check_measures, config, cell.resolved())
-    for cell in cells:
+    for cell in by_data:
         _checked(check_ghosts, cell.resolved())
         _checked(check_tracks, cell.resolved())
     _checked(check_layout, config, cells)

@@ -57,6 +57,26 @@ def test_what_does_not_fit_into_half_of_the_memory_is_streamed(tmp_path, monkeyp
     assert not is_streamed(spec, True)
 
 
+def test_a_containers_memory_is_that_of_the_machine(tmp_path):
+    """Of the process's own control group and those that hold it, in both versions of them."""
+    groups = tmp_path / "cgroup"
+    groups.write_text("4:memory:/job/step\n3:cpuset:/\n0::/mine\n")
+    limits = {"memory/job/memory.limit_in_bytes": "3000\n", "mine/memory.max": "max\n",
+              "memory.max": "5000\n"}  # fmt: skip
+    for name, text in limits.items():
+        file = tmp_path / "sys/fs/cgroup" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    assert sorted(layout._limits(groups, tmp_path)) == [3000, 5000]
+    assert list(layout._limits(tmp_path / "none", tmp_path)) == []
+
+
+def test_the_memory_that_is_allowed_is_divided_among_the_devices(monkeypatch):
+    monkeypatch.setattr(layout, "_limits", lambda: [3000])
+    monkeypatch.setattr(jax, "local_device_count", lambda: 3)
+    assert layout.device_memory() == 1000
+
+
 def test_streamed_runs_train_alone_and_are_refused_together(tmp_path):
     apart = study(tmp_path, "dataset_on_device=false", "seeds=2")
     found = groups.groups(configs.cells(apart), True, apart.dataset_on_device)

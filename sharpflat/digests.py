@@ -71,9 +71,17 @@ def _imported(tree: ast.Module) -> Iterator[Path]:
         for name in names:
             root, *parts = name.split(".")
             place = PACKAGE.joinpath(*parts)
-            files = (place.with_suffix(".py"), place / "__init__.py") if parts else ()
+            files = (place.with_suffix(".py"), place / "__init__.py") if parts else _measuring()
             if root == "sharpflat":
                 yield from (file for file in files if file.is_file() and file not in NO_ARITHMETIC)
+
+
+def _measuring() -> Iterator[Path]:
+    """What a metric may use by `import sharpflat as sf`, by name or through its objective."""
+    for part in ("batch.py", "trees.py", "sharpness/base.py"):
+        yield PACKAGE / part
+    for room in ("curvature", "objective", "statistics"):
+        yield from sorted((PACKAGE / room).glob("*.py"))
 
 
 def _code_only(tree: ast.Module) -> str:

@@ -241,12 +241,13 @@ class Entry:
 
     @cached_property
     def digest(self) -> str:
-        """Digest of the code of the entry's module, of a metric with what it imports of ours."""
+        """Digest of the code of its module, of what measures with what that imports of ours."""
         module = sys.modules.get(self.function.__module__)
         source = self.file.read_text() if self.file and self.file.exists() else ""
         if not source and module is not None:
             source = textwrap.dedent(inspect.getsource(self.function))
-        of = digests.of_code_and_imports if self.kind == "metric" else digests.of_code
+        measures = self.kind in ("metric", "tracker")
+        of = digests.of_code_and_imports if measures else digests.of_code
         return of(source)
 
 

@@ -159,6 +159,22 @@ def test_a_metrics_digest_holds_what_it_imports(tmp_path, monkeypatch):
     assert found[0] == found[1] != found[2]
 
 
+def test_a_plugins_digest_holds_what_it_may_measure_with():
+    """`import sharpflat as sf` names no file."""
+    found = digests.imports_of("import sharpflat as sf")
+    wanted = ("trees.py", "curvature/lanczos.py", "objective/losses.py", "sharpness/base.py")
+    assert {digests.PACKAGE / file for file in wanted} <= found
+    assert digests.PACKAGE / "runs" / "study.py" not in found
+
+
+def test_a_trackers_digest_holds_what_it_imports():
+    """λmax is made elsewhere than where it is asked for."""
+    entry, file = registry.trackers["top_eigenvalue"], digests.PACKAGE / "curvature" / "lanczos.py"
+    source = entry.file.read_text()
+    assert file in digests.imports_of(source)
+    assert entry.digest == digests.of_code_and_imports(source)
+
+
 def test_every_metrics_digest_reaches_the_loss():
     file = digests.PACKAGE / "objective" / "losses.py"
     for entry in registry.metrics.values():

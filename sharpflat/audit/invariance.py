@@ -204,7 +204,8 @@ def invariance_table(
 
     Raises:
         InputError: no network, or none in which a change keeps the function; an unknown metric,
-            layer or input; parameters, a state or a loss there that are not finite.
+            layer or input; parameters, a state or a loss there that are not finite; a metric that
+            reads Adagrad's sums, where it is not told what they began with.
 
     Example:
         >>> import jax, jax.numpy as jnp, sharpflat as sf
@@ -227,11 +228,21 @@ def invariance_table(
         given = {**inputs, "opt_state": state} if "opt_state" in inputs else inputs
         return estimates(where, requests, seed, given, lambda metric: say(f"{name}: {metric}"))
 
-    state, numbers = inputs.get("opt_state"), inputs.get("hyperparams") or {}
+    state = inputs.get("opt_state")
+    states = [state] * len(changes)
+    if reading := [one for one, _ in requests if "opt_state" in registry.metrics[one].inputs]:
+        try:
+            numbers = inputs.get("hyperparams") or {}
+            states = [followed(state, change, numbers) for change in changes]
+        except InputError as error:
+            if metrics is not None:
+                raise
+            requests = [request for request in requests if request[0] not in reading]
+            skipped |= dict.fromkeys(reading, str(error))
     before = measured("as it is", objective, state)
     after = [
-        measured(change.name, change.objective, followed(state, change, numbers))
-        for change in changes
+        measured(change.name, change.objective, moved)
+        for change, moved in zip(changes, states, strict=True)
     ]
     rows = [
         InvarianceRow(

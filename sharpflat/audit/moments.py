@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from sharpflat.audit.changes import Change
 from sharpflat.audit.layers import edited_arrays
-from sharpflat.registry import InputError
+from sharpflat.registry import InputError, optimizers
 
 SUMS = "sum_of_squares"
 POWERS = {"trace": 1, "mu": 1, "nu": 2, "nu_max": 2, SUMS: 2}
@@ -29,11 +29,16 @@ def followed(opt_state: Any, change: Change, hyperparams: Mapping[str, Any]) -> 
     Args:
         opt_state: as Optax has it, at the parameters before.
         change: of these.
-        hyperparams: the optimizer's, of which `initial_accumulator_value` is looked at; Optax's
-            default is 0.1.
+        hyperparams: the optimizer's, of which `initial_accumulator_value` is looked at, and a
+            `name` that is one of Sharpflat's own: that begins with Optax's default, 0.1. A state of
+            `optax.inject_hyperparams` tells by itself.
+
+    Raises:
+        InputError: Adagrad's sums, and nobody says what they began with, or they are below it.
     """
     if not change.edits:
         return opt_state
+    hyperparams = {**getattr(opt_state, "hyperparams", {}), **hyperparams}
     again = functools.partial(followed, change=change, hyperparams=hyperparams)
     if hasattr(opt_state, "_fields"):
         first = {SUMS: _first_sum(opt_state, hyperparams)} if SUMS in opt_state._fields else {}
@@ -52,13 +57,17 @@ def followed(opt_state: Any, change: Change, hyperparams: Mapping[str, Any]) -> 
 
 
 def _first_sum(state: Any, hyperparams: Mapping[str, Any]) -> float:
-    first = float(hyperparams.get("initial_accumulator_value", 0.1))
+    ours = hyperparams.get("name") in optimizers and optimizers[hyperparams["name"]].built_in
+    first = hyperparams.get("initial_accumulator_value", 0.1 if ours else None)
+    told = "hyperparams={'initial_accumulator_value': ...}"
+    if first is None:
+        raise InputError(f"opt_state: holds Adagrad's sums; say what they began with, by {told}")
     if any((leaf < first).any() for leaf in jax.tree.leaves(getattr(state, SUMS))):
         raise InputError(
-            f"opt_state: Adagrad's sums are below {first:g}, with which Optax begins them; give "
-            f"hyperparams={{'initial_accumulator_value': ...}}"
+            f"opt_state: Adagrad's sums are below the {float(first):g} that they are said to have "
+            f"begun with; give {told}"
         )
-    return first
+    return float(first)
 
 
 def _moved(moments: Any, change: Change, power: int, first: float) -> Any:

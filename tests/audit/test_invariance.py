@@ -8,9 +8,9 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import sharpflat as sf
-from sharpflat.audit import InvarianceTable, verdicts
+from sharpflat.audit import InvarianceTable, measuring, verdicts
 from sharpflat.audit.moments import followed
-from sharpflat.audit.reparametrisations import batch_norm_scale, permuted_units
+from sharpflat.audit.reparametrisations import batch_norm_scale, permuted_units, relu_rescaling
 from sharpflat.audit.verdicts import verdict
 from sharpflat.registry import metrics
 from sharpflat.runs.setup import fill_registries
@@ -227,8 +227,8 @@ def test_the_optimizers_moments_follow_the_change(rule):
     objective = objective_of(batch_norm=True)
     state = after_gradients(rule, objective)
     numbers = {"b1": 0.9, "b2": 0.999, "decay": 0.9}
-    if rule == "adagrad from 0":
-        numbers["initial_accumulator_value"] = 0.0
+    if "adagrad" in rule:
+        numbers["initial_accumulator_value"] = 0.0 if rule == "adagrad from 0" else 0.1
     table = sf.invariance_table(
         objective, {"preconditioned_sharpness": {"tolerance": 1e-6, "epsilon": 1e-20}},
         alpha=ALPHA, opt_state=(state,), hyperparams=numbers,
@@ -253,11 +253,42 @@ def test_the_optimizers_moments_follow_the_change(rule):
     assert rows["relu_rescaling"].verdict == rows["batch_norm_scale"].verdict == "fooled"
 
 
-def test_adagrads_sums_that_began_elsewhere_are_not_guessed():
-    objective = objective_of()
-    state = optax.ScaleByRssState(jax.tree.map(lambda w: 1e-4 * jnp.ones_like(w), objective.params))
-    with pytest.raises(sf.InputError, match="sums are below 0.1, .*initial_accumulator_value"):
-        sf.invariance_table(objective, "preconditioned_sharpness", alpha=ALPHA, opt_state=state)
+def test_what_adagrads_sums_began_with_is_never_guessed():
+    """Refused before any work by who reads them; all others are measured."""
+    objective, said = objective_of(), []
+    state = optax.ScaleByRssState(jax.tree.map(lambda w: 0.2 * jnp.ones_like(w), objective.params))
+    ours = {"name": "adagrad"}
+    told, low = {"initial_accumulator_value": 0.15}, {"initial_accumulator_value": 0.3}
+    for numbers, why in (({}, "say what they began with"), (low, "below the 0.3")):
+        for asked in ("preconditioned_sharpness", ["parameter_norm", "preconditioned_sharpness"]):
+            with pytest.raises(sf.InputError, match=f"^opt_state: .*{why}"):
+                sf.invariance_table(
+                    objective, asked, opt_state=state, hyperparams=numbers, say=said.append
+                )
+    assert not said
+    table = sf.invariance_table(objective, "parameter_norm", opt_state=state)
+    assert {row.metric for row in table.rows} == {"parameter_norm"}
+    for wrap in (lambda inner: inner, lambda inner: (inner,)):
+        injected = optax.InjectStatefulHyperparamsState(
+            count=0, hyperparams=told, hyperparams_states={}, inner_state=wrap(state)
+        )
+        change = relu_rescaling(objective, alpha=ALPHA)
+        found = [
+            jax.tree.leaves(followed(one, change, numbers))[-1]
+            for one, numbers in ((injected, {}), (state, told), (state, ours))
+        ]
+        np.testing.assert_array_equal(found[0], found[1])
+        assert not np.array_equal(found[1], found[2])
+
+
+def test_where_all_are_asked_for_those_that_would_guess_are_skipped(monkeypatch):
+    objective, readers = objective_of(), ("parameter_norm", "preconditioned_sharpness")
+    few = {name: entry for name, entry in sf.metrics.items() if name in readers}
+    monkeypatch.setattr(measuring, "metrics", few)
+    state = optax.ScaleByRssState(jax.tree.map(jnp.ones_like, objective.params))
+    table = sf.invariance_table(objective, opt_state=state, hyperparams={})
+    assert {row.metric for row in table.rows} == {"parameter_norm"}
+    assert "say what they began with" in table.skipped["preconditioned_sharpness"]
 
 
 def estimate(value, error=0.0, converged=True):

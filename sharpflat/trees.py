@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from optax.tree import add, add_scale, norm, random_like, scale, sub, vdot, zeros_like
+from optax.tree import add, norm, random_like, sub, vdot, zeros_like
 
 __all__ = [
     "add",
@@ -36,6 +36,16 @@ def random_direction(key: jax.Array, tree: Any, *, norm: float | jax.Array = 1.0
     """
     gaussian = random_like(key, tree, sampler=jax.random.normal)
     return scale(norm / jnp.sqrt(vdot(gaussian, gaussian)), gaussian)
+
+
+def scale(factor: Any, tree: Any) -> Any:
+    """factor · tree, each leaf in its own dtype (Optax's takes on that of the factor)."""
+    return jax.tree.map(lambda leaf: (factor * leaf).astype(leaf.dtype), tree)
+
+
+def add_scale(tree: Any, factor: Any, other: Any) -> Any:
+    """tree + factor · other, each leaf in its own dtype."""
+    return jax.tree.map(lambda a, b: (a + factor * b).astype(a.dtype), tree, other)
 
 
 def interpolate(start: Any, end: Any, alpha: float | jax.Array) -> Any:

@@ -124,11 +124,12 @@ class Krylov:
         if done + 1 >= len(self._basis):
             self._basis = jnp.concatenate([self._basis, jnp.zeros_like(self._basis)])
         before = self._coupling[-1] if done else 0.0
-        image = _image(product, self.objective.params, self._last)
+        image = applied(product, self.objective.params, self._last)
         self._basis, self._last, *numbers = _extended(
             self._basis, image, self._last, self.locked, done, before
         )
-        diagonal, coupling = map(float, numbers)
+        diagonal, coupling, scale = map(float, numbers)
+        diagonal, coupling = diagonal * scale, coupling * scale
         if not np.isfinite([diagonal, coupling]).all():
             raise ArithmeticError("the curvature here is not finite")
         self._diagonal.append(diagonal)
@@ -161,8 +162,20 @@ def _started(
     return jnp.zeros((capacity + 1, flat.size), flat.dtype).at[0].set(first), first
 
 
+def in_range(values: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """`values` over a power of two near their largest magnitude, and that power.
+
+    No bit of what is made of them is another, but that their squares stay in range.
+    """
+    largest = jnp.max(jnp.abs(values))
+    usual = (largest > 0) & jnp.isfinite(largest)
+    mantissa, _ = jnp.frexp(jnp.where(usual, largest, 1))
+    power = jnp.where(usual, largest, 1) / mantissa
+    return values / power, power
+
+
 @jax.jit
-def _image(product: Callable[[Any], Any], params: Any, vector: jax.Array) -> jax.Array:
+def applied(product: Callable[[Any], Any], params: Any, vector: jax.Array) -> jax.Array:
     """The product, which is costly to compile, apart from what changes with the capacity."""
     flat, unravel = ravel_pytree(params)
     return ravel_pytree(product(unravel(vector.astype(flat.dtype))))[0].astype(vector.dtype)
@@ -171,14 +184,16 @@ def _image(product: Callable[[Any], Any], params: Any, vector: jax.Array) -> jax
 @functools.partial(jax.jit, donate_argnums=0)
 def _extended(
     basis: jax.Array, image: jax.Array, vector: jax.Array, locked: jax.Array, done: Any, before: Any
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """The basis with its next vector, that vector, the tridiagonal's new diagonal and coupling.
+) -> tuple[jax.Array, ...]:
+    """The basis with its next vector, that vector, and over a scale, which is last, the
+    tridiagonal's new diagonal and coupling.
 
     After the three-term recurrence one pass over all the basis is enough, unless it took much of
     the vector away (Daniel et al., 1976): then a second one follows.
     """
+    image, scale = in_range(image)
     diagonal = vector @ image
-    image = image - diagonal * vector - before * basis[jnp.maximum(done - 1, 0)]
+    image = image - diagonal * vector - before / scale * basis[jnp.maximum(done - 1, 0)]
 
     def outside(image: jax.Array) -> jax.Array:
         image = image - (locked @ image) @ locked
@@ -190,4 +205,4 @@ def _extended(
     coupling = jnp.linalg.norm(image)
     vector = jnp.where(coupling > 0, image / jnp.where(coupling > 0, coupling, 1), 0)
     vector = vector.astype(basis.dtype)
-    return basis.at[done + 1].set(vector), vector, diagonal, coupling
+    return basis.at[done + 1].set(vector), vector, diagonal, coupling, scale

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.flatten_util import ravel_pytree
 
-from sharpflat.curvature.krylov import Krylov
+from sharpflat.curvature.krylov import Krylov, applied, in_range
 
 RISK = 0.01
 """A certificate allows that much for `missed`: 99 % confidence."""
@@ -57,7 +56,8 @@ def outermost_eigenvalue(
 ) -> Eigenvalue:
     """The largest eigenvalue (with `sign` −1 the smallest), to a relative `tolerance`.
 
-    The space grows until r = ‖Hv − λv‖ = β |s_m| is at most `tolerance` |λ|. Some eigenvalue lies
+    The space grows until r = ‖Hv − λv‖ = β |s_m| is at most `tolerance` |λ|; it is then computed
+    anew from a product of its own, which knows what rounding the operator has. Some eigenvalue lies
     within r of λ, and within r² / δ where no other one is nearer than δ. That second bound is no
     criterion: of two eigenvalues that the space has not yet told apart it would certify a number
     between them. Nor does the residual say that λ is the outermost eigenvalue: the space grows
@@ -77,7 +77,10 @@ def outermost_eigenvalue(
         found = _outermost(space, m, tolerance, sign)
         return found.residual <= tolerance and found.missed <= risk
 
-    return _outermost(space, space.grow(max_steps, enough), tolerance, sign)
+    m = space.grow(max_steps, enough)
+    found, pair = _outermost(space, m, tolerance, sign), _ritz_pairs(space, m, 1, sign)
+    residual = float(pair.residuals[0]) / (abs(found.value) or 1.0)
+    return found._replace(residual=max(found.residual, residual), products=m + pair.products)
 
 
 def missed(space: Krylov, ritz: np.ndarray, beyond: float) -> float:
@@ -237,23 +240,21 @@ def _ritz_pairs(space: Krylov, m: int, k: int, sign: float) -> Eigenpairs:
     basis = space.basis(m)
     padded = np.zeros((min(k, m), len(basis)))
     padded[:, :m] = rotation[:, ::-1][:, :k].T
-    product = space.operator(space.objective)
-    vectors, values, residuals = _refined(product, space.objective.params, basis, padded)
-    values, residuals = np.asarray(values, np.float64), np.asarray(residuals)
-    return Eigenpairs(values, vectors, residuals, 1.0, len(padded))
+    product, params = space.operator(space.objective), space.objective.params
+    vectors = _rotated(basis, padded)
+    found = [_rayleigh(vector, applied(product, params, vector)) for vector in vectors]
+    quotients, norms, scales = np.array(found, np.float64).T
+    return Eigenpairs(quotients * scales, vectors, norms * scales, 1.0, len(padded))
 
 
 @jax.jit
-def _refined(
-    product: Any, params: Any, basis: jax.Array, rotation: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Ritz vectors, their Rayleigh quotients and ‖Hv − λv‖, by products of their own."""
-    flat, unravel = ravel_pytree(params)
-    vectors = rotation.astype(basis.dtype) @ basis
+def _rotated(basis: jax.Array, rotation: jax.Array) -> jax.Array:
+    return rotation.astype(basis.dtype) @ basis
 
-    def one(vector: jax.Array) -> tuple[jax.Array, jax.Array]:
-        image = ravel_pytree(product(unravel(vector.astype(flat.dtype))))[0].astype(vector.dtype)
-        value = vector @ image / (vector @ vector)
-        return value, jnp.linalg.norm(image - value * vector)
 
-    return vectors, *jax.lax.map(one, vectors)
+@jax.jit
+def _rayleigh(vector: jax.Array, image: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """λ = vᵀHv / ‖v‖² and ‖Hv − λv‖, over a scale, which is last."""
+    image, scale = in_range(image)
+    value = vector @ image / (vector @ vector)
+    return value, jnp.linalg.norm(image - value * vector), scale

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.flatten_util import ravel_pytree
 
-from sharpflat.curvature.krylov import Krylov
+from sharpflat.curvature.krylov import Krylov, in_range
 
 
 class Moments(NamedTuple):
@@ -59,7 +59,8 @@ def moments(space: Krylov, key: jax.Array, steps: int, probes: int) -> Moments:
         product = space.operator(space.objective)
         keys = jax.random.split(key, probes)
         found = _probed(product, space.objective.params, space.basis(m), keys)
-        traces, squares = (np.asarray(part, np.float64) for part in found)
+        traces, squares, scales = (np.asarray(part, np.float64) for part in found)
+        squares = squares * scales**2
     products = m + probes * (m < space.size)
     return Moments(np.asarray(trace, np.float64), square, traces, squares, products)
 
@@ -85,15 +86,17 @@ def _known(params: Any, basis: jax.Array, triangle: jax.Array) -> jax.Array:
 @jax.jit
 def _probed(
     product: Any, params: Any, basis: jax.Array, keys: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """vᵀE_l PHPv, ‖PHPv‖² over a scale's square, and that scale."""
     flat, unravel = ravel_pytree(params)
 
     def outside(vector: jax.Array) -> jax.Array:
         return vector - (basis @ vector) @ basis
 
-    def one(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    def one(key: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         probe = jax.random.rademacher(key, flat.shape, dtype=flat.dtype)
         image = outside(ravel_pytree(product(unravel(outside(probe).astype(flat.dtype))))[0])
-        return _by_leaf(params, probe, image), image @ image
+        small, scale = in_range(image)
+        return _by_leaf(params, probe, image), small @ small, scale
 
     return jax.lax.map(one, keys)

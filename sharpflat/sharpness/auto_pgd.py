@@ -14,6 +14,7 @@ import numpy as np
 
 from sharpflat import trees
 from sharpflat.objective import Objective
+from sharpflat.sharpness.gradient_norms import scaled
 
 Norm = Literal["l2", "linf"]
 MOMENTUM, ENOUGH_RISES = 0.75, 0.75
@@ -59,8 +60,9 @@ class Ball:
         """The point of the unit ball that is farthest along `gradient`; 0 where that is 0."""
         if self.norm == "linf":
             return jax.tree.map(jnp.sign, gradient)
-        length = trees.norm(gradient)
-        return trees.scale(1 / jnp.where(length > 0, length, 1), gradient)
+        unit, _ = scaled(gradient)
+        length = trees.norm(unit)
+        return trees.scale(1 / jnp.where(length > 0, length, 1), unit)
 
     def project(self, z: Any) -> Any:
         """The point of the ball nearest to z."""
@@ -76,7 +78,7 @@ class Ball:
         """`gradient` with `other` for what has no direction: a zero (linf), or all of it (l2)."""
         if self.norm == "linf":
             return jax.tree.map(lambda a, b: jnp.where(a == 0, b, a), gradient, other)
-        return _choose(trees.norm(gradient) > 0, gradient, other)
+        return _choose(scaled(gradient)[1] > 0, gradient, other)
 
 
 def ascend(ball: Ball, key: jax.Array, steps: int) -> tuple[Point, jax.Array, jax.Array]:
@@ -107,9 +109,12 @@ def _step(ball: Ball, state: _State, about: tuple[jax.Array, jax.Array]) -> tupl
     """
     here, step, (first, period) = state.here, state.step, about
     ahead = ball.project(trees.add_scale(here.z, step, ball.steepest(here.gradient)))
-    part = jnp.where(first, 1, jnp.asarray(MOMENTUM, step.dtype))
+    part = jnp.where(first, 1, MOMENTUM)
     moved = jax.tree.map(
-        lambda z, a, p: z + part * (a - z) + (1 - part) * (z - p), here.z, ahead, state.previous
+        lambda z, a, p: (z + part * (a - z) + (1 - part) * (z - p)).astype(z.dtype),
+        here.z,
+        ahead,
+        state.previous,
     )
     there = ball.at(ball.project(moved))
     best = _choose(there.loss > state.best.loss, there, state.best)

@@ -71,6 +71,16 @@ class Estimate(NamedTuple):
         return cls(ratio, error, bool(np.isfinite(ratio)), {**samples, **details})
 
 
+ROUNDINGS = 8
+"""Units in the last place by which a loss may be wrong: it is a sum over many examples."""
+
+
+def above_rounding(rise: Any, loss: Any, dtype: Any, tolerance: float = 0.01) -> Any:
+    """Whether the rounding of L, 8 units of it, is at most `tolerance` of a rise above L."""
+    rounding = ROUNDINGS * float(jnp.finfo(dtype).eps) * np.abs(loss)
+    return rounding <= tolerance * np.abs(rise)
+
+
 def key_of(seed: Any) -> jax.Array:
     """The PRNG key that metrics are handed.
 

@@ -13,13 +13,12 @@ import numpy as np
 from sharpflat import trees
 from sharpflat.objective import Objective
 from sharpflat.registry import Count, Positive, metric
-from sharpflat.sharpness.base import Estimate
+from sharpflat.sharpness.base import Estimate, above_rounding
 from sharpflat.sharpness.crossing import Crossing, first_crossing
 from sharpflat.sharpness.gradient_norms import scaled
 from sharpflat.sharpness.sam import loss_and_gradient
 
 START = 0.1
-ROUNDINGS = 8
 Direction = Literal["gradient", "sign"]
 
 
@@ -70,10 +69,11 @@ def critical_sharpness(
 
     Returns:
         `standard_error` is 0. `converged` if the bracket is within `tolerance` and the loss's
-        rounding cannot have moved it: `tolerance` · Δᵀg η_c is above 8 units of rounding of L(w).
-        False where the gradient is exactly zero (the value is then NaN), and where the loss never
-        rises again, or rises at once, over the scales tried (the value is then that of the last).
-        Details: `low` and `high` of η_c, `evaluations`, `gradient_norm`, `slope` = Δᵀg.
+        rounding cannot have moved it: 8 units of rounding of L(w) are at most `tolerance` · Δᵀg
+        η_c. It is of a crossing: one at a smaller η that was jumped over is not seen. False where
+        the gradient is exactly zero (the value is then NaN), and where the loss never rises again,
+        or rises at once, over the scales tried (the value is then that of the last). Details: `low`
+        and `high` of η_c, `evaluations`, `gradient_norm`, `slope` = Δᵀg.
 
     Raises:
         InputError: never for itself.
@@ -93,9 +93,8 @@ def critical_sharpness(
         float(part) for part in (found.low, found.high, descent.gradient_norm, found.scale)
     )
     value = 2 / scale if norm > 0 else math.nan
-    rounding = ROUNDINGS * float(jnp.finfo(loss.dtype).eps) * abs(float(loss))
     slope = descent.total_slope()
-    seen = tolerance * slope * scale > rounding
+    seen = above_rounding(slope * scale, float(loss), loss.dtype, tolerance)
     converged = bool(norm > 0 and found.within(tolerance) and seen)
     details = {"low": low, "high": high, "gradient_norm": norm, "slope": slope}
     counted = {"evaluations": np.asarray(found.evaluations)}

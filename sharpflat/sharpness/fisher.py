@@ -111,10 +111,18 @@ def _square(gradient: Any) -> jax.Array:
 
 
 def _softmax_root(outputs: jax.Array, signs: jax.Array) -> jax.Array:
-    """⟨B r, outputs⟩, B = diag(√p) − p √pᵀ: B Bᵀ = diag(p) − p pᵀ."""
+    """⟨B r, outputs⟩, B = diag(√p) − p √pᵀ: B Bᵀ = diag(p) − p pᵀ.
+
+    All of B r sum to 0; that of the likeliest label is made of the others, for where its p is all
+    but 1, what is left of it is lost to rounding.
+    """
     p = jax.nn.softmax(jax.lax.stop_gradient(outputs), axis=-1)
     pull = jnp.sqrt(p) * signs
-    return jnp.sum((pull - p * jnp.sum(pull, axis=-1, keepdims=True)) * outputs, axis=-1)
+    root = pull - p * jnp.sum(pull, axis=-1, keepdims=True)
+    top = jax.nn.one_hot(jnp.argmax(p, axis=-1), p.shape[-1], dtype=bool)
+    others = jnp.where(top, 0, root)
+    root = jnp.where(top, -jnp.sum(others, axis=-1, keepdims=True), others)
+    return jnp.sum(root * outputs, axis=-1)
 
 
 def _identity_root(outputs: jax.Array, signs: jax.Array) -> jax.Array:

@@ -29,6 +29,7 @@ class ExampleGradients(NamedTuple):
         deviations: ‖g_i − ḡ‖², `[n]`.
         slopes: (g_i − ḡ)·ḡ, `[n]`.
         resolved: whether ‖ḡ‖ stands above rounding, 10 ε times the root mean square of ‖g_i‖.
+        apart: whether the root mean square of ‖g_i − ḡ‖ does.
     """
 
     mean: Any
@@ -37,19 +38,23 @@ class ExampleGradients(NamedTuple):
     deviations: np.ndarray
     slopes: np.ndarray
     resolved: bool
+    apart: bool
 
 
 def example_gradients(objective: Objective, key: jax.Array) -> ExampleGradients:
     """One pass over the examples' gradients for all that need it, through `objective.shared`."""
     mean = objective.value_and_grad(objective.params)[1]
-    rows = objective.map_gradients(_squared_distance, objective.params, mean)
-    deviations, mean_square = np.asarray(rows, np.float64), float(_square(mean))
+    unit, largest = scaled(mean)  # its numbers may be too small to be squared
+    divisor, size = jnp.where(largest > 0, largest, 1), float(largest)
+    rows = objective.map_gradients(_squared_distance, objective.params, unit, divisor)
+    deviations = np.asarray(rows, np.float64) * float(divisor) ** 2
+    mean_square = float(_square(unit)) * size**2
     with np.errstate(invalid="ignore"):  # what overflows ends up not finite, and says so
-        slopes = np.asarray(slopes_along(objective, mean), np.float64) - mean_square
+        slopes = np.asarray(slopes_along(objective, unit), np.float64) * size - mean_square
         squares = np.maximum(deviations + 2 * slopes + mean_square, 0)
-    rounding = 10 * float(jnp.finfo(rows.dtype).eps)
-    resolved = bool(mean_square > rounding**2 * squares.mean())
-    return ExampleGradients(mean, mean_square, squares, deviations, slopes, resolved)
+    rounding = (10 * float(jnp.finfo(rows.dtype).eps)) ** 2 * squares.mean()
+    above = bool(mean_square > rounding), bool(deviations.mean() > rounding)
+    return ExampleGradients(mean, mean_square, squares, deviations, slopes, *above)
 
 
 @jax.jit
@@ -61,8 +66,9 @@ def slopes_along(objective: Objective, direction: Any) -> jax.Array:
     return jax.jvp(objective.losses, (params,), (direction,))[1]
 
 
-def _squared_distance(gradient: Any, mean: Any) -> jax.Array:
-    return _square(trees.sub(gradient, mean))
+def _squared_distance(gradient: Any, mean: Any, unit: jax.Array) -> jax.Array:
+    """‖g − ḡ‖² in squared units, of which ḡ is given so many."""
+    return _square(trees.sub(trees.scale(1 / unit, gradient), mean))
 
 
 @jax.jit
@@ -260,7 +266,7 @@ def noise_curvature_alignment(
         `standard_error` by the delta method from those of the two means. `converged` if mean ± 1.96
         standard errors of tr H does not hold zero. Details: `noise_weighted_curvature` =
         tr(HΣ)/tr Σ and `mean_eigenvalue` = tr H / p, each with its `..._standard_error` (NaN for
-        one draw). The value is NaN where all examples have the same gradient.
+        one draw). The value is NaN where all examples have the same gradient, to rounding.
 
     Raises:
         InputError: batch norm under `batch`, where an example has no gradient of its own.
@@ -278,7 +284,7 @@ def noise_curvature_alignment(
     """
     found = objective.shared(example_gradients, key)
     total = found.deviations.sum()
-    if not 0 < total < np.inf:
+    if not (found.apart and total < np.inf):
         return Estimate(float("nan"), None, False, {"covariance_trace": total})
     weights = jnp.asarray(found.deviations / total)
     along_noise, of_probes = _curvatures(objective, key, found.mean, weights, draws)

@@ -44,7 +44,7 @@ def scaled(tree: Any) -> tuple[Any, jax.Array]:
     leaves = jax.tree.leaves(tree)
     largest = jnp.max(jnp.stack([jnp.max(jnp.abs(leaf), initial=0) for leaf in leaves]))
     divisor = jnp.where(largest > 0, largest, 1)
-    return jax.tree.map(lambda leaf: leaf / divisor, tree), largest
+    return jax.tree.map(lambda leaf: (leaf / divisor).astype(leaf.dtype), tree), largest
 
 
 @metric(cost=lambda n, a: 1.0)

@@ -14,7 +14,7 @@ from jax.flatten_util import ravel_pytree
 from sharpflat import trees
 from sharpflat.objective import Objective
 from sharpflat.registry import Count, InputError, Positive, metric
-from sharpflat.sharpness.base import Estimate
+from sharpflat.sharpness.base import Estimate, above_rounding
 from sharpflat.sharpness.subsets import exact_gradient
 
 TOLERANCE = 0.01
@@ -74,12 +74,12 @@ def keskar_sharpness(
     Returns:
         `standard_error` over draws of A alone; None in the full space, where the maximisation's
         error has one sign and is not random, or for one draw. `converged` is a local certificate:
-        f rose; at the best point no step in the box promises, to first order, more than 1 % of
-        the rise; and the starts from which f rose agree on it within 1 %. Never under
-        `recalibrated` batch norm, whose gradients hold the statistics fixed. Details, a row a
-        draw: `phi_<start>`, `evaluations_<start>` (of f with its gradient), `first_order_gap` (in
-        units of φ), `projected_gradient` = max_i |P(z + ∇f)_i − z_i|, and `loss` = f(x). Where f
-        is not finite somewhere in the box, the value is NaN.
+        f rose, by more than its rounding can have moved by 1 %; at the best point no step in the
+        box promises, to first order, more than 1 % of the rise; and the starts from which f rose
+        agree on it within 1 %. Never under `recalibrated` batch norm, whose gradients hold the
+        statistics fixed. Details, a row a draw: `phi_<start>`, `evaluations_<start>` (of f with its
+        gradient), `first_order_gap` (in units of φ), `projected_gradient` = max_i |P(z + ∇f)_i −
+        z_i|, and `loss` = f(x). Where f is not finite somewhere in the box, the value is NaN.
 
     Raises:
         InputError: more columns than parameters, no starts.
@@ -93,7 +93,8 @@ def keskar_sharpness(
 
     Source: Keskar et al. (2017), section 2.2.1, equations (3) and (4).
     """
-    loss = float(objective.loss(objective.params))
+    here = objective.loss(objective.params)
+    loss = float(here)
     maximise = {"lbfgsb": _lbfgsb, "ascent": _ascent}[solver]
     rows = []
     for draw in jax.random.split(key, draws if subspace else 1):
@@ -104,7 +105,9 @@ def keskar_sharpness(
         rows.append(_row(box, loss, starts, found))
     details = {name: np.array([row[name] for row in rows]) for name in rows[0]}
     phi = details.pop("phi")
-    converged = exact_gradient(objective) and bool(certified(phi, details, starts).all())
+    seen = above_rounding(phi * (1 + loss) / 100, loss, here.dtype, TOLERANCE)
+    held = (certified(phi, details, starts) & seen).all()
+    converged = exact_gradient(objective) and bool(held)
     error = float(phi.std(ddof=1) / np.sqrt(len(phi))) if len(phi) > 1 else None
     return Estimate(float(phi.mean()), error, converged, {**details, "loss": np.float64(loss)})
 

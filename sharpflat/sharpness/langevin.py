@@ -12,6 +12,7 @@ from jax.typing import ArrayLike
 
 from sharpflat import trees
 from sharpflat.objective import Objective
+from sharpflat.sharpness.gradient_norms import scaled
 
 POWER_STEPS = 10
 NOISE_EVERY = 8
@@ -90,7 +91,9 @@ def chain(
 
         def moved(point: Any, drift: Any) -> Any:
             return jax.tree.map(
-                lambda w, d, a, b: w - step_size / 2 * d + jnp.sqrt(step_size) / 2 * (a + b),
+                lambda w, d, a, b: (
+                    w - step_size / 2 * d + jnp.sqrt(step_size) / 2 * (a + b)
+                ).astype(w.dtype),
                 point, drift, noise, fresh,
             )  # fmt: skip
 
@@ -132,9 +135,9 @@ def largest_curvature(objective: Objective, key: jax.Array, batch_size: int) -> 
     part = _batch(objective, of_batch, batch_size)
 
     def step(_: int, state: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
-        product = part.hvp(part.params, state[0])
-        size = trees.norm(product)
-        return trees.scale(1 / jnp.where(size > 0, size, 1), product), size
+        unit, largest = scaled(part.hvp(part.params, state[0]))
+        size = trees.norm(unit)
+        return trees.scale(1 / jnp.where(size > 0, size, 1), unit), largest * size
 
     vector = trees.random_direction(of_vector, part.params)
     nothing = jnp.zeros_like(trees.norm(vector))

@@ -97,17 +97,18 @@ def local_learning_coefficient(
         failed (its loss is not finite, its mean is negative, as around no minimum, or above the
         number of parameters, twice what theory allows) or the chains, taken together, still drift
         (their second halves differ from the first at 99 % confidence and by 1 %), have come apart
-        (split R̂ above 1.1), are seen to be wider than p (`excess` is above 0 at 99 % confidence and
-        by 10 % of λ̂) or may be by the batches' noise (`raised` is not below 10 % of λ̂ at 99 %
+        (split R̂ above 1.1), are seen to be wider than p (`excess` is above 0 at 99 % confidence
+        and by 10 % of λ̂) or may be by the batches' noise (`raised` is not below 10 % of λ̂ at 99 %
         confidence; shorter steps or larger batches mend it), or there is only one, or the burn-in
         is short for the flattest directions, `burn_in` · ε γ < 4. A drift or excess within its
-        error is not seen. Never under `recalibrated` batch norm, whose gradients hold the
-        statistics fixed. Where a loss is not finite the value is NaN. Details: `chains` = λ̂ of
-        each, `failed` a chain, `trace` = n β (L_B(w_t) − L_B(w*)) `[chains, burn_in + steps]`,
-        `raised` a chain, by how much the batches' noise raises λ̂ at most, about, where the loss is
-        quadratic and no single example rules the noise; `excess` a chain, half of what
-        (w − w*) · ∇(−log p) has more in the mean than p gives it (its own noise is large), `r_hat`,
-        `filled` = `burn_in` · ε γ, `step_size`, `curvature` = h, `n_beta`, `examples` = n.
+        error is not seen; what these leave, up to some 10 %, `standard_error` does not hold. Never
+        under `recalibrated` batch norm, whose gradients hold the statistics fixed. Where a loss is
+        not finite the value is NaN. Details: `chains` = λ̂ of each, `failed` a chain, `trace` = n β
+        (L_B(w_t) − L_B(w*)) `[chains, burn_in + steps]`, `raised` a chain, by how much the batches'
+        noise raises λ̂ at most, about, where the loss is quadratic and no single example rules the
+        noise; `excess` a chain, half of what (w − w*) · ∇(−log p) has more in the mean than p gives
+        it (its own noise is large), `r_hat`, `filled` = `burn_in` · ε γ, `step_size`, `curvature` =
+        h, `n_beta`, `examples` = n.
 
     Raises:
         InputError: fewer than two examples; under batch norm by the chunk's statistics, a chunk

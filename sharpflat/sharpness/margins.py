@@ -106,7 +106,9 @@ def normalized_margin(
     The margin is of the outputs before any softmax; the product is `spectral_norm_product`. The
     further factors of the paper's bound, ‖X‖ and the (2,1) norms, are left out. Negative where more
     than that share of examples is misclassified. Under `batch` batch norm the outputs are
-    normalised by each chunk's own statistics. Units: those of the outputs, over the product's.
+    normalised by each chunk's own statistics. Of a restricted objective the product is that of the
+    free kernels alone, the margin the whole network's. Units: those of the outputs, over the
+    product's.
 
     Args:
         objective: where to measure.

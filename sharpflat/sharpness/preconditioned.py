@@ -47,11 +47,13 @@ def preconditioned_sharpness(
     being the bias correction of what is divided, (1 − β₁ᵗ) (√ν_max + ε) for AMSGrad, √(ν + ε) for
     RMSProp, √(ν − μ² + ε) for the centred one (with bias correction ν and μ over 1 − β₂ᵗ) and
     √(Σ g² + ε) for AdaGrad, where a parameter that never had a gradient is held fixed. This takes
-    ε where these optimizers have it by default, and leaves out what scales the step afterwards, as
-    LAMB's trust ratio does. Adam with learning rate η is stable up to (2 + 2β₁) / ((1 − β₁) η),
-    38 / η at β₁ = 0.9. A bias before batch norm has no gradient in training, so that P is about ε
-    there, but curvature where the averages are frozen: it rules the number under `running`;
-    restrict to `*/kernel`, or measure under `batch`. Units: loss per squared parameter, over P's.
+    ε where these optimizers have it by default (`eps_root` and `eps_in_sqrt` that say otherwise are
+    refused where they are told; a state does not show them), and leaves out what scales the step
+    afterwards, as LAMB's trust ratio does. Adam with learning rate η is stable up to (2 + 2β₁) /
+    ((1 − β₁) η), 38 / η at β₁ = 0.9. A bias before batch norm has no gradient in training, so that
+    P is about ε there, but curvature where the averages are frozen: it rules the number under
+    `running`; restrict to `*/kernel`, or measure under `batch`. Units: loss per squared parameter,
+    over P's.
 
     β₁, β₂ and ε are, the first that there is: the argument; the optimizer's own, of `hyperparams`
     or of a state of `optax.inject_hyperparams`; Optax's default for such a state, of Adam's 0.9,
@@ -81,7 +83,8 @@ def preconditioned_sharpness(
         those that P takes, by Optax's names (`b1`, `b2` or `decay`, `eps`).
 
     Raises:
-        InputError: a state that is none of these, or of other parameters; second moments that are
+        InputError: a state that is none of these, or of other parameters; `hyperparams` that place
+            ε elsewhere, or have `nesterov`; second moments that are
             negative or not finite; moments under Adam's name with |μ| ≤ 1.1 ν > 0 everywhere, as
             Adamax keeps them, unless `b2` or the name of one of Sharpflat's own optimizers says
             that they are Adam's; a pattern that fits no parameter.
@@ -148,6 +151,10 @@ def _known(opt_state: Any, hyperparams: Any, given: Mapping[str, Any]) -> dict[s
     if not isinstance(hyperparams, Mapping):
         raise InputError(f"hyperparams: expected numbers by name, got {hyperparams!r}")
     injected = [getattr(state, "hyperparams", {}) for state in _states(opt_state)]
+    for name, usual in OTHERWISE.items():
+        told = next((own[name] for own in (hyperparams, *injected) if name in own), usual)
+        if told != usual:
+            raise InputError(f"hyperparams: {name}={told!r} makes another preconditioner than this")
     sources = [
         {"eps": source.get("epsilon"), "decay": source.get("b2"), **source}
         for source in (given, hyperparams, *injected)
@@ -266,6 +273,9 @@ class Preconditioner(NamedTuple):
     inverse_root: Callable[..., Any]
     defaults: dict[str, float]
 
+
+OTHERWISE = {"eps_root": 0.0, "eps_in_sqrt": True, "nesterov": False}
+"""Optax's arguments that make another P of the same state, by the values at which they do not."""
 
 ADAM = {"b1": 0.9, "b2": 0.999, "eps": 1e-8}
 RMS = {"decay": 0.9, "eps": 1e-8}

@@ -69,7 +69,8 @@ def radius_to_loss(
     t = 1 every filter has moved by its own norm, so that a rescaling of weights that leaves the
     network's function alone leaves t alone. A rise of log 2 nats of cross-entropy, the default,
     halves the geometric mean of the labels' probabilities. Large is flat. The search doubles t
-    from 0.1, or halves it, then bisects; doubling can jump over a first crossing.
+    from 0.1, or halves it, then bisects; doubling can jump over a first crossing, which
+    `converged` does not see.
 
     Args:
         objective: L, at its parameters w.

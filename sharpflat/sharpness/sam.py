@@ -12,7 +12,7 @@ import numpy as np
 from sharpflat import trees
 from sharpflat.objective import Objective
 from sharpflat.registry import Count, InputError, NonNegative, Positive, metric
-from sharpflat.sharpness.base import Estimate
+from sharpflat.sharpness.base import Estimate, above_rounding
 from sharpflat.sharpness.gradient_norms import scaled
 from sharpflat.sharpness.subsets import needs_whole_chunks, subset_rows
 
@@ -49,8 +49,9 @@ def sam_sharpness(
 
     Returns:
         `standard_error` is 0. `converged` is False where a gradient is exactly zero, so that no
-        step was made and the rise is 0, or the value is not finite: an exact minimum looks flat to
-        this measure, and only `converged` says so. Details: `gradient_norm` and `losses` = L_B(w)
+        step was made and the rise is 0, where the loss's rounding may have moved a rise by more
+        than 1 %, or the value is not finite: an exact minimum looks flat to this measure, and only
+        `converged` says so. Details: `gradient_norm` and `losses` = L_B(w)
         a subset, `rises`.
 
     Raises:
@@ -95,7 +96,8 @@ def asam_sharpness(
 
     Returns:
         `standard_error` is 0. `converged` is False where T g is exactly zero, so that no step was
-        made and the rise is 0, or the value is not finite. Details: `gradient_norm` = ‖T g‖ and
+        made and the rise is 0, where the loss's rounding may have moved a rise by more than 1 %, or
+        the value is not finite. Details: `gradient_norm` = ‖T g‖ and
         `losses` = L_B(w) a subset, `rises`.
 
     Raises:
@@ -154,6 +156,7 @@ def _one_rise(
 
 def _estimate(found: tuple[jax.Array, ...]) -> Estimate:
     rises, norms, losses = (np.atleast_1d(np.asarray(part, np.float64)) for part in found)
-    converged = bool((norms > 0).all() and np.isfinite(rises).all())
+    seen = above_rounding(rises, losses, found[0].dtype).all()
+    converged = bool((norms > 0).all() and seen and np.isfinite(rises).all())
     details = {"rises": rises, "gradient_norm": norms, "losses": losses}
     return Estimate(float(rises.mean()), 0.0, converged, details)

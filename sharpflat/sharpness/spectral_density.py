@@ -51,11 +51,11 @@ def hessian_spectral_density(
 
     ρ(t) = E Σ_j w_j N(t; λ_j, s²) by stochastic Lanczos quadrature: from a random start each probe
     gives Gauss nodes λ_j and weights w_j, smoothed by a Gaussian of s = `width` × the range of the
-    nodes. Full reorthogonalisation: no ghost copies. The probes' spread is the band: with few of
-    them the bulk near zero is known far better than the outliers, each of mass 1/p. The defaults
-    are for a look: Ghorbani et al. take about ten starts of 80 to 90 steps, and in their released
-    code a narrower s² = 1e-5 × the range. Units: eigenvalues, and the value, loss per squared
-    parameter; the density one over that.
+    nodes (1 where all are zero). Full reorthogonalisation: no ghost copies. The probes' spread is
+    the band: with few of them the bulk near zero is known far better than the outliers, each of
+    mass 1/p. The defaults are for a look: Ghorbani et al. take about ten starts of 80 to 90 steps,
+    and in their released code a narrower s² = 1e-5 × the range. Units: eigenvalues, and the value,
+    loss per squared parameter; the density one over that.
 
     Args:
         objective: where to measure.
@@ -93,7 +93,7 @@ def hessian_spectral_density(
     space = shared_space(hessian, objective, key, parameters)
     rule, fewer = _rules(space, key, probes, min(steps, space.size))
     low, high = edges = _edges(rule)
-    s = width * max(high - low, np.finfo(float).tiny, 1e-3 * abs(high))
+    s = width * (max(high - low, 1e-3 * abs(high)) or 1.0)
     grid = np.linspace(low - MARGIN * s, high + MARGIN * s, points)
     densities = smoothed(rule, grid, s)
     density = densities.mean(axis=0)

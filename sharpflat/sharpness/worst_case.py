@@ -14,7 +14,7 @@ from sharpflat import trees
 from sharpflat.objective import Objective
 from sharpflat.registry import Count, Positive, metric
 from sharpflat.sharpness.auto_pgd import Ball, Norm, ascend
-from sharpflat.sharpness.base import Estimate
+from sharpflat.sharpness.base import Estimate, above_rounding
 from sharpflat.sharpness.subsets import (
     exact_gradient,
     outputs_if_normalized,
@@ -76,8 +76,9 @@ def worst_case_sharpness(
 
     Returns:
         `standard_error` is None: the maximisation's error has one sign and is not random.
-        `converged` is a local certificate: on every subset the loss rose, and at the best point
-        no move within the ball promises, to first order, more than 1 % of the rise. Never under
+        `converged` is a local certificate: on every subset the loss rose, by more than its
+        rounding can have moved by 1 %, and at the best point no move within the ball promises, to
+        first order, more than 1 % of the rise. Never under
         `recalibrated` batch norm, whose gradients hold the statistics fixed. Details, a row a
         subset: `rises`, `first_order_gap`, `losses` = L_B(w). Where the loss is not finite at a
         point that was tried, the value is NaN.
@@ -100,7 +101,8 @@ def worst_case_sharpness(
     part = with_normalized_logits(objective, normalize_logits)
     found = _largest_rises(part, key, rows, rho, norm, adaptive, steps)
     rises, gaps, losses, finite = (np.asarray(column, np.float64) for column in found)
-    rose = bool(((rises > 0) & (gaps <= TOLERANCE * rises)).all())
+    seen = above_rounding(rises, losses, found[0].dtype, TOLERANCE)
+    rose = bool(((rises > 0) & (gaps <= TOLERANCE * rises) & seen).all())
     value = float(rises.mean()) if finite.all() else float("nan")
     details = {"rises": rises, "first_order_gap": gaps, "losses": losses}
     converged = exact_gradient(objective) and rose and math.isfinite(value)

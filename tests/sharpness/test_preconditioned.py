@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from helpers import ONE, quadratic, rotated
+from helpers import ONE, diagonal, quadratic, rotated
 
 import sharpflat as sf
 
@@ -233,3 +233,21 @@ def test_a_state_without_second_moments_is_refused():
         sf.measure(bowl, "preconditioned_sharpness", opt_state=other)
     with pytest.raises(sf.InputError, match="needs 'opt_state'"):
         sf.measure(bowl, "preconditioned_sharpness")
+
+
+@pytest.mark.parametrize(
+    ("rule", "told"),
+    [
+        (optax.scale_by_rms(), {"eps_in_sqrt": False}),
+        (optax.scale_by_adam(), {"eps_root": 1e-2}),
+        (optax.scale_by_adam(), {"nesterov": True}),
+    ],
+)
+def test_arguments_that_make_another_preconditioner_are_refused(rule, told):
+    bowl = diagonal([3.0, 2.0])
+    state, ((name, value),) = rule.init(bowl.params), told.items()
+    said = f"^preconditioned_sharpness: hyperparams: {name}={value!r} makes another"
+    with pytest.raises(sf.InputError, match=said):
+        sf.measure(bowl, "preconditioned_sharpness", opt_state=state, hyperparams=told)
+    usual = {"eps_in_sqrt": True, "eps_root": 0.0, "nesterov": False}
+    sf.measure(bowl, "preconditioned_sharpness", opt_state=state, hyperparams=usual)

@@ -16,6 +16,7 @@ import json
 import pkgutil
 import sys
 import textwrap
+import traceback
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -127,6 +128,15 @@ def _schemas_in(annotation: Any) -> list[type[pydantic.BaseModel]]:
     if inspect.isclass(annotation) and issubclass(annotation, pydantic.BaseModel):
         return [annotation]
     return [s for part in typing.get_args(annotation) for s in _schemas_in(part)]
+
+
+def told(error: Exception, entries: Iterable[Entry]) -> str:
+    """`Type: text` of an error, with the line of one of those entries that a user wrote."""
+    said = f"{type(error).__name__}: {error}"
+    files = {entry.file for entry in entries if not entry.built_in}
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename) in files]
+    return f"{said} ({Path(own[-1].filename).name}, line {own[-1].lineno})" if own else said
 
 
 Cost = Callable[[int, Mapping[str, Any]], float]
@@ -281,7 +291,8 @@ class Registry(Mapping[str, Entry]):
             **about: `cost` and `checks` of `Entry`.
 
         Raises:
-            InputError: a function from another file already has that name.
+            InputError: a function from another file already has that name; an argument that a
+                config may set has no type.
         """
         if function is None:
             return functools.partial(self.register, **about)
@@ -290,11 +301,24 @@ class Registry(Mapping[str, Entry]):
         if known and known.function.__module__ != function.__module__:
             owner = "sharpflat's own" if known.built_in else f"that of {known.file}"
             raise InputError(f"{self.kind} {name!r} is {owner}; choose another name")
+        self._check_types(function)
         entry = Entry(self.kind, name, function, **about)
         if not entry.built_in:
             entry.digest  # noqa: B018 — of the code that was loaded, not of a later edit
         self._entries[name] = entry
         return function
+
+    def _check_types(self, function: Callable[..., Any]) -> None:
+        for name, parameter in inspect.signature(function).parameters.items():
+            typed = parameter.annotation is not parameter.empty
+            handed_over = self.kind == "metric" and parameter.default is parameter.empty
+            if parameter.kind is parameter.KEYWORD_ONLY and not (typed or handed_over):
+                text = str(parameter).partition("=")[2]
+                example = f"{name}: float" + (f" = {text}" if text else "")
+                raise InputError(
+                    f"{self.kind} {function.__name__!r}: argument {name!r} has no type; write it "
+                    f"as {example!r}"
+                )
 
     def __getitem__(self, name: str) -> Entry:
         """The entry called `name`; an unknown name raises with the closest known one."""

@@ -210,6 +210,10 @@ def test_a_plugin_edited_at_once_is_not_taken_for_the_old_one(tmp_path):
         ("raise ValueError('so\\nnot')", "ValueError: so"),
         ("def f(:", "SyntaxError"),
         ("import sharpflat as sf\nsf.metrics['hesian']", "unknown metric 'hesian'"),
+        (
+            "import sharpflat as sf\n@sf.metric\ndef mine(objective, key, *, start, rho=0.1): ...",
+            "metric 'mine': argument 'rho' has no type; write it as 'rho: float = 0.1'",
+        ),
     ],
 )
 def test_plugins_that_fail_are_named(tmp_path, text, message):

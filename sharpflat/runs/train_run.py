@@ -17,7 +17,7 @@ import yaml
 
 from sharpflat.batch import Batch
 from sharpflat.config import RunConfig
-from sharpflat.registry import InputError
+from sharpflat.registry import Entry, InputError, datasets, models, optimizers, told
 from sharpflat.runs import files
 from sharpflat.runs.build import build_recipe
 from sharpflat.runs.checkpoints import Checkpoints
@@ -80,12 +80,19 @@ def _failures_recorded(todo: Sequence[Run], reporter: Reporter) -> Iterator[None
     except InputError:
         raise
     except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
+        reason = told(error, _entries(todo[0].config))
         status = {"status": "failed", "reason": reason, "traceback": traceback.format_exc()}
         for run in todo:
             if run.status["status"] not in ENDED:
                 files.write_status(run.folder, status)
                 reporter.say(f"run {run.id}: failed: {reason}")
+
+
+def _entries(config: dict[str, Any]) -> Iterator[Entry]:
+    """What a run is made of, as far as it is known here."""
+    optimizer = config["train"]["optimizer"]
+    pairs = [(datasets, config["dataset"]), (models, config["model"]), (optimizers, optimizer)]
+    yield from (entries[spec["name"]] for entries, spec in pairs if spec["name"] in entries)
 
 
 def follow_group(work: tuple[Group, Layout]) -> None:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +14,7 @@ import numpy as np
 
 from sharpflat import trees
 from sharpflat.objective import Objective, sharing
-from sharpflat.registry import Entry, InputError, closest, metrics
+from sharpflat.registry import Entry, InputError, closest, metrics, told
 from sharpflat.sharpness.base import Estimate, checked, key_of
 
 Spec = str | Mapping[str, Mapping[str, Any] | None]
@@ -36,14 +34,7 @@ class Measured(NamedTuple):
         """What kept it from a number, with the line of a user's own file that it came from."""
         if self.error is None:
             return None
-        said = f"{type(self.error).__name__}: {self.error}"
-        if self.name not in metrics or metrics[self.name].built_in:
-            return said
-        frames = traceback.extract_tb(self.error.__traceback__)
-        own = [f for f in frames if Path(f.filename) == metrics[self.name].file]
-        if not own:
-            return said
-        return f"{said} ({Path(own[-1].filename).name}, line {own[-1].lineno})"
+        return told(self.error, [metrics[self.name]] if self.name in metrics else [])
 
 
 def measure(
@@ -249,6 +240,9 @@ def _check_inputs(entry: Entry, inputs: Mapping[str, Any], known: set[str]) -> N
         hint = f" (given: {', '.join(inputs)})" if inputs else ""
         raise InputError(f"{entry.name}: needs {missing[0]!r}{hint}; pass it to measure")
     unknown = [name for name in inputs if name not in known]
+    if unknown and unknown[0] in entry.schema.model_fields:
+        given = f"{{{entry.name!r}: {{{unknown[0]!r}: {inputs[unknown[0]]!r}}}}}"
+        raise InputError(f"{entry.name}: in a list its arguments go with it, as {given}")
     if unknown:
         hint = closest(unknown[0], (*entry.schema.model_fields, *entry.inputs))
         raise InputError(f"{entry.name}: unknown argument {unknown[0]!r}{hint}")

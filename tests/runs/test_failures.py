@@ -117,7 +117,9 @@ def test_a_run_that_raises_fails_and_the_others_go_on(tmp_path, text):
     assert "Traceback" not in outcome.err
     assert f"run {failed.id}: failed: RuntimeError: the weights [fell] off" in outcome.err
     assert failed.status["status"] == "failed"
-    assert failed.status["reason"] == "RuntimeError: the weights [fell] off"
+    line = text[: text.index("raise RuntimeError")].count("\n") + 1
+    said = f"RuntimeError: the weights [fell] off (linear.py, line {line})"
+    assert failed.status["reason"] == said
     assert "in " in failed.status["traceback"]
     assert finished.finished
     assert len(finished.measurements) == 1

@@ -154,6 +154,11 @@ def test_an_error_ends_only_its_own_metric(own):
         ("hessian_top_eigenvalues", {"kk": 2}, "unknown key 'kk'"),
         ("hessian_top_eigenvalues", {"k": 0}, "hessian_top_eigenvalues.k"),
         (["hessian_top_eigenvalues"], {"kk": 2}, "unknown argument 'kk'"),
+        (
+            ["hessian_top_eigenvalues"],
+            {"k": 2},
+            "go with it, as {'hessian_top_eigenvalues': {'k': 2}}",
+        ),
         ([{"a": {}, "b": {}}], {}, "expected a name or"),
     ],
 )

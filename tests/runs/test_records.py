@@ -357,6 +357,28 @@ def test_a_line_with_something_else_for_a_number_is_named(tiny, tmp_path, file, 
     )
 
 
+def test_a_damaged_record_keeps_no_other_run_from_being_measured(tiny, tmp_path):
+    root = shutil.copytree(tiny, tmp_path / "results")
+    first, *others = sf.load_runs(root, "tiny")
+    first.measurements_file.write_text("{\n")
+    config = root / "studies" / "tiny" / "config.yaml"
+    asked = "measure={metrics: [parameter_norm]}"
+    said = sharpflat("measure", config, asked, "--root", root)
+    assert said.code == 2
+    assert f"{first.measurements_file}: line 1 is damaged" in said.err
+    for run in others:
+        assert run.measurements[-1]["metric"] == "parameter_norm"
+
+
+def test_a_measure_of_runs_that_have_not_finished_says_so(tiny, tmp_path):
+    root = shutil.copytree(tiny, tmp_path / "results")
+    run = sf.load_runs(root, "tiny")[0]
+    (run.folder / "status.json").write_text('{"status": "running", "reason": null}')
+    said = sharpflat("measure", root / "studies" / "tiny" / "config.yaml", "--root", root)
+    assert said.code == 0
+    assert "3 of 4 runs are finished; others are not measured" in said.err
+
+
 def test_a_line_cut_short_is_ignored_and_repaired(tmp_path):
     path = tmp_path / "rows.jsonl"
     assert files.read_lines(path) == []

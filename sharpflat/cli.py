@@ -107,7 +107,7 @@ def plot(
     arguments: Annotated[
         list[str] | None, typer.Argument(help="The figure's own.", metavar="[key=value]...")
     ] = None,
-    figure: Annotated[str | None, typer.Option(help="One figure; all by default.")] = None,
+    figure: Annotated[list[str] | None, typer.Option(help="Only this one; repeatable.")] = None,
     root: Root = "results",
     plugin: Plugins = None,
 ) -> None:
@@ -120,13 +120,26 @@ def plot(
     content: dict[str, Any] = {}
     for argument in arguments or []:
         content = config.overridden(content, argument)
-    if content and figure is None:
-        raise registry.InputError(f"plot: {next(iter(content))!r} needs --figure")
+    if content and len(figure or []) != 1:
+        raise registry.InputError(f"plot: {next(iter(content))!r} needs --figure, and one alone")
     failures: list[str] = []
-    asked = settings["figures"] if figure is None else [{figure: content}]
-    for path in report.draw(root, study, asked, failures.append):
+    asked = [{name: content} for name in figure] if figure else settings["figures"]
+    drawn = report.draw(root, study, asked, failures.append)
+    for path in drawn:
         print(path)
+    if not failures:
+        there = {path.stem for path in drawn}
+        failures += [_undrawn(study, name) for name in figure or () if name not in there]
+    if not drawn and not failures:
+        failures.append(f"plot: study {study!r} has nothing to draw yet, or asks for no figure")
     _exit_with(failures)
+
+
+def _undrawn(study: str, name: str) -> str:
+    return (
+        f"figure {name}: study {study!r} lacks what it draws; sharpflat list figures {name} says "
+        f"what that is"
+    )
 
 
 @app.command()

@@ -110,9 +110,10 @@ def _line(ax: Axes, rows: list[dict[str, Any]], colour: Any, label: str) -> Any:
 
 
 def _scale(ax: Axes, rows: list[dict[str, Any]]) -> None:
-    """A log axis where the numbers ask for it and bands allow it."""
-    values = [row["value"] for row in rows]
-    lowest = min(row["value"] - (row["over_batches"] or 0.0) for row in rows)
+    """A log axis where the numbers, thresholds among them, ask for it and bands allow it."""
+    edges = [base.finite(row["stability_threshold"]) for row in rows]
+    values = [row["value"] for row in rows] + [edge for edge in edges if edge is not None]
+    lowest = min(values + [row["value"] - (row["over_batches"] or 0.0) for row in rows])
     if lowest > 0 and max(values) >= LOG_FROM * min(values):
         ax.set_yscale("log")
         base.log_axis(ax.yaxis)

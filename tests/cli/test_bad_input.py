@@ -317,6 +317,14 @@ def test_show_without_any_study(tmp_path):
 
 def test_plots(done):
     before = contents(done)
+    undrawn = sharpflat("plot", "tiny", "--figure", "tracked", "--root", done)
+    assert undrawn.code == 1
+    assert "figure tracked: study 'tiny' lacks what it draws" in undrawn.err
+    both = ("--figure", "line", "--figure", "tracked", "width=page")
+    assert (
+        "needs --figure, and one alone"
+        in sharpflat("plot", "tiny", *both, "--root", done).complaint
+    )
     for arguments, words in (
         (("--figure", "lin"), "did you mean 'line'?"),
         (("--figure", "line", "widht=page"), "did you mean 'width'?"),

@@ -43,6 +43,13 @@ def test_a_panel_a_track_with_its_threshold(make):
         assert said in plot.caption
 
 
+def test_a_threshold_far_above_asks_for_a_log_axis(make):
+    """Else the curvature is a line at zero."""
+    rows = [look(s, 1.0 + s / 10, stability_threshold=380.0) for s in (0, 5)]
+    (ax,) = tracked(make.study([run(0, rows)])).figure.axes
+    assert ax.get_yscale() == "log"
+
+
 def test_two_looks_of_one_name_are_told_apart(make):
     rows = [look(0, 1.0), look(0, 2.0, batch_norm="running")]
     plot = tracked(make.study([run(0, rows)]))

@@ -125,10 +125,12 @@ def needs_single_examples(objective: Objective, arguments: Mapping[str, Any]) ->
 
 
 def selects_parameters(objective: Objective, arguments: Mapping[str, Any]) -> None:
-    """The check of metrics with `parameters`, a pattern, and `k` of them at most."""
-    size = trees.size(objective.restrict(arguments["parameters"]).params)
-    if arguments.get("k", 0) > size:
-        raise InputError(f"k: {arguments['k']} is above the {size} parameters")
+    """The check of metrics with `parameters`, a pattern, and `k` of them and of steps at most."""
+    size, k = trees.size(objective.restrict(arguments["parameters"]).params), arguments.get("k", 0)
+    if k > size:
+        raise InputError(f"k: {k} is above the {size} parameters")
+    if k > arguments.get("max_steps", k):
+        raise InputError(f"k: {k} is above max_steps, {arguments['max_steps']}; raise that")
 
 
 def fits_examples(objective: Objective, arguments: Mapping[str, Any]) -> None:

@@ -143,3 +143,5 @@ def test_steps_grow_until_the_residual_holds():
 def test_k_above_the_number_of_parameters_is_refused():
     with pytest.raises(sf.InputError, match="k: 6 is above the 5 parameters"):
         sf.measure(quadratic(np.eye(5)), "hessian_top_eigenvalues", k=6)
+    with pytest.raises(sf.InputError, match="k: 4 is above max_steps, 3"):
+        sf.measure(quadratic(np.eye(5)), "hessian_top_eigenvalues", k=4, max_steps=3)

@@ -24,6 +24,7 @@ import csv
 import json
 import math
 import shutil
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +32,7 @@ import numpy as np
 import scipy.stats
 
 import sharpflat as sf
+from sharpflat.runs import study_folder
 
 RESULTS = Path(__file__).parent / "results" / "keskar2017_catalogue"
 STUDY = "keskar2017-f1-catalogue"
@@ -206,10 +208,11 @@ def is_of_this_study(row: dict[str, Any]) -> bool:
 
 def collect(root: Path) -> None:
     """Copy table, config and measurements of the study into the results."""
+    study = study_folder(root, STUDY)
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name in ("table.csv", "config.yaml"):
-        shutil.copy(root / "studies" / STUDY / name, RESULTS / name)
-    names = set(measures(read_table(root / "studies" / STUDY)))
+        shutil.copy(study / name, RESULTS / name)
+    names = set(measures(read_table(study)))
     lines = [
         json.dumps({"run": run.id, **run.swept, "train_seed": run.seed, **row})
         for run in sf.load_runs(root, STUDY)
@@ -226,7 +229,10 @@ def main() -> None:
     parser.add_argument("--markdown", metavar="FILE", type=Path, help="write the table there")
     arguments = parser.parse_args()
     if arguments.collect:
-        collect(arguments.collect)
+        try:
+            collect(arguments.collect)
+        except sf.InputError as error:
+            sys.exit(f"{error}; sharpflat run configs/keskar2017/f1_catalogue.yaml makes it")
     text = markdown(read_table())
     if arguments.markdown:
         head, _, after = (__doc__ or "").partition("Criterion,")

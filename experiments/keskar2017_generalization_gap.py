@@ -24,10 +24,12 @@ import json
 import math
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import sharpflat as sf
+from sharpflat.runs import study_folder
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "keskar2017_f1"
@@ -202,7 +204,7 @@ def with_table(readme: str, table: str) -> str:
 
 def collect(root: Path) -> None:
     """Copy table, figures, config, provenance and measurements of the study into the results."""
-    study = root / "studies" / STUDY
+    study = study_folder(root, STUDY)
     RESULTS.mkdir(parents=True, exist_ok=True)
     for name in ("table.csv", "config.yaml"):
         shutil.copy(study / name, RESULTS / name)
@@ -229,7 +231,10 @@ def main() -> None:
     parser.add_argument("--readme", action="store_true", help="write the table into the README")
     arguments = parser.parse_args()
     if arguments.collect:
-        collect(arguments.collect)
+        try:
+            collect(arguments.collect)
+        except sf.InputError as error:
+            sys.exit(f"{error}; sharpflat run configs/keskar2017/f1.yaml makes it")
     table = markdown(read_table(), read_measurements())
     if arguments.readme:
         README.write_text(with_table(README.read_text(), table))

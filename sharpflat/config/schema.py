@@ -228,35 +228,42 @@ class Landscape(Strict):
 
 
 class Config(Strict):
-    """A study, as written; `cells` gives its runs.
+    """A study, as written; `cells` gives its runs."""
 
-    `together`: true trains runs that differ only in seed, or in numbers of their optimizer, as one
-    program; false trains one run after another. By default the way that is faster on this device:
-    as one program on an accelerator, on a CPU each run alone, one on each core.
-
-    `data_parallel`: whether all devices share the examples of each pass; by default where they are
-    several accelerators, or of several processes.
-
-    `dataset_on_device`: whether the data set stays on the device while it trains, or is streamed
-    from the host; by default where it fits into half of the device's memory.
-
-    `checkpoint_seconds`: between two checkpoints of a training; 60 by default.
-    """
+    model_config = pydantic.ConfigDict(use_attribute_docstrings=True)
 
     study: Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    """Its name, that of its folder below `studies`."""
     plugins: list[str] = []
+    """Python files of your own entries; a relative path is from the folder of this file."""
     dataset: dict[str, Any]
+    """`{name: ..., argument: ...}`; `sharpflat list datasets` has the names."""
     model: dict[str, Any]
+    """`{name: ..., argument: ...}`; `sharpflat list models` has the names."""
     train: Train
+    """How each run is trained."""
     seeds: Count | Annotated[list[Seed], pydantic.Field(min_length=1)] = 1
+    """How many, from 0 on, or which; each setting of the sweep is trained with every one."""
     sweep: dict[str, Values] | list[dict[str, Any]] = {}
+    """Dotted keys with the values that they take, in all combinations; or a list of settings."""
     together: bool | None = None
+    """True trains runs that differ only in seed, or in numbers of their optimizer, as one program;
+    false trains one run after another. By default the way that is faster on this device: as one
+    program on an accelerator, on a CPU each run alone, one on each core."""
     data_parallel: bool | None = None
+    """Whether all devices share the examples of each pass; by default where they are several
+    accelerators, or of several processes."""
     dataset_on_device: bool | None = None
+    """Whether the data set stays on the device while it trains, or is streamed from the host; by
+    default where it fits into half of the device's memory."""
     checkpoint_seconds: Positive | None = None
+    """Between two checkpoints of a training; 60 by default."""
     measure: Measure | list[Measure] = Measure()
+    """What is measured at each minimum, a block or a list of them."""
     landscape: list[Landscape] = []
+    """Lines through the loss, `{kind: {argument: ...}}`."""
     figures: list[Spec] | None = None
+    """Names, or `{name: {argument: ...}}`; null for all that the study has what is needed for."""
 
     @property
     def seed_list(self) -> list[int]:

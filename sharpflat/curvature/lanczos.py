@@ -23,12 +23,14 @@ class Eigenvalue(NamedTuple):
         residual: ‖Hv − λv‖ / |λ|.
         missed: over random starts at most the probability that an eigenvalue lies further out than
             λ by more than the tolerance.
+        steps: of the space.
         products: operator products used, those of a shared space included.
     """
 
     value: float
     residual: float
     missed: float
+    steps: int
     products: int
 
 
@@ -141,7 +143,7 @@ def _outermost(space: Krylov, m: int, tolerance: float, sign: float) -> Eigenval
     residual = space.coupling(m) * abs(rotation[-1, -1]) + rounding
     top, size = ritz[-1], abs(ritz[-1])
     escaped = missed(space, ritz, top + tolerance * size)
-    return Eigenvalue(float(sign * top), float(residual / (size or 1.0)), escaped, m)
+    return Eigenvalue(float(sign * top), float(residual / (size or 1.0)), escaped, m, m)
 
 
 def eigenpairs(

@@ -108,7 +108,7 @@ def top_eigenvalue(
     space = Krylov(hessian, objective, key, start=start)
     found = outermost_eigenvalue(space, tolerance=tolerance, max_steps=max_steps, risk=risk)
     if not certify:
-        look.carried = leading(space, found.products).astype(look.carried.dtype)
+        look.carried = leading(space, found.steps).astype(look.carried.dtype)
     held = found.residual <= tolerance and found.missed <= RISK
     details = {
         "residual": found.residual, "missed": found.missed, "products": found.products,

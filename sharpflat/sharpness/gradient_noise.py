@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -44,13 +45,14 @@ class ExampleGradients(NamedTuple):
 def example_gradients(objective: Objective, key: jax.Array) -> ExampleGradients:
     """One pass over the examples' gradients for all that need it, through `objective.shared`."""
     mean = objective.value_and_grad(objective.params)[1]
-    unit, largest = scaled(mean)  # its numbers may be too small to be squared
-    divisor, size = jnp.where(largest > 0, largest, 1), float(largest)
-    rows = objective.map_gradients(_squared_distance, objective.params, unit, divisor)
-    deviations = np.asarray(rows, np.float64) * float(divisor) ** 2
-    mean_square = float(_square(unit)) * size**2
+    # In units of a power of two near its largest: squares stay in range, and bits as they are.
+    unit = 2.0 ** (math.frexp(float(scaled(mean)[1]))[1] - 1)
+    small = trees.scale(1 / unit, mean)
+    rows = objective.map_gradients(_squared_distance, objective.params, mean, unit)
+    deviations = np.asarray(rows, np.float64) * unit**2
+    mean_square = float(_square(small)) * unit**2
     with np.errstate(invalid="ignore"):  # what overflows ends up not finite, and says so
-        slopes = np.asarray(slopes_along(objective, unit), np.float64) * size - mean_square
+        slopes = np.asarray(slopes_along(objective, small), np.float64) * unit - mean_square
         squares = np.maximum(deviations + 2 * slopes + mean_square, 0)
     rounding = (10 * float(jnp.finfo(rows.dtype).eps)) ** 2 * squares.mean()
     above = bool(mean_square > rounding), bool(deviations.mean() > rounding)
@@ -67,8 +69,8 @@ def slopes_along(objective: Objective, direction: Any) -> jax.Array:
 
 
 def _squared_distance(gradient: Any, mean: Any, unit: jax.Array) -> jax.Array:
-    """‖g − ḡ‖² in squared units, of which ḡ is given so many."""
-    return _square(trees.sub(trees.scale(1 / unit, gradient), mean))
+    """‖g − ḡ‖² in squared units."""
+    return _square(trees.scale(1 / unit, trees.sub(gradient, mean)))
 
 
 @jax.jit

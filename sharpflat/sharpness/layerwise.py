@@ -78,7 +78,7 @@ def layerwise_hessian(
     sizes = np.array([np.size(leaf) for leaf in jax.tree.leaves(part.params)]) @ belongs
     blocks = [[name for name in names if _layer(name) == layer] for layer in layers]
     rows = [_top(part.restrict(block), key, tolerance, max_steps) for block in blocks]
-    values, residuals, missed, _ = np.array(rows).T
+    values, residuals, missed, *_ = np.array(rows).T
     converged = bool((residuals <= tolerance).all() and (missed <= RISK).all())
     details = {
         "layers": np.array(layers),

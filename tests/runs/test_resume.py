@@ -355,14 +355,14 @@ def test_a_checkpoint_of_another_precision_names_the_array(tmp_path):
 def test_killed_it_ends_as_the_unbroken_study(tmp_path, together):
     """SIGKILL at random moments of training and measuring; each start goes on."""
     study, moments = Killed(tmp_path, together), random.Random(0)
-    for kept in (False, False, True):
+    for kept in (False, True):
         assert study.kill("broken", moments.uniform(0.0, 0.8), kept), study.errors
     study.finish("broken")
     assert study.resumed("broken"), "not all began anew"
     assert study.difference("broken") is None
 
 
-@pytest.mark.parametrize("together", [False, None, True], ids=["one by one", "cores", "groups"])
+@pytest.mark.parametrize("together", [None, True], ids=["cores", "groups"])
 def test_asked_to_stop_it_keeps_a_checkpoint_first(tmp_path, together):
     """Long before the first minute is over."""
     study = Killed(tmp_path, together)

@@ -308,6 +308,11 @@ def test_what_was_stopped_goes_on_whatever_is_asked(tmp_path, monkeypatch, first
     assert not left.exists()
 
 
+def kept(root):
+    """All that is on disk, but for who held it last."""
+    return {path: about for path, about in contents(root).items() if path.name != ".lock"}
+
+
 @pytest.mark.parametrize("how", [True, None])
 def test_part_of_a_stopped_group_is_refused_and_nothing_of_it_is_lost(tmp_path, monkeypatch, how):
     """Begun anew it would take the others' checkpoint from them."""
@@ -315,7 +320,7 @@ def test_part_of_a_stopped_group_is_refused_and_nothing_of_it_is_lost(tmp_path, 
     study = config(tmp_path, "seeds=3", **sweep)
     unbroken = sf.train(study, tmp_path / "unbroken")
     stop_after(2, study, root, monkeypatch)
-    before, (folder,) = contents(root), root.glob("groups/*")
+    before, (folder,) = kept(root), root.glob("groups/*")
     part = config(tmp_path, "seeds=[1]", **{**sweep, "together": how})
     said = (
         f"groups/{folder.name}: was stopped while it trained {unbroken[1].id} together with runs "
@@ -323,11 +328,23 @@ def test_part_of_a_stopped_group_is_refused_and_nothing_of_it_is_lost(tmp_path, 
     )
     with pytest.raises(sf.InputError, match=said):
         sf.train(part, root)
-    assert contents(root) == before
+    assert kept(root) == before
     for one, other in zip(sf.train(study, root), unbroken, strict=True):
         assert same(one, other)
         assert "resumed" in one.provenance
     assert sf.train(part, root)[0].finished, "that of a group which has ended is there"
+
+
+def test_part_of_a_group_that_trains_now_waits_for_it(tmp_path, monkeypatch):
+    root = tmp_path / "results"
+    stop_after(2, config(tmp_path, "seeds=3", sweep=None), root, monkeypatch)
+    part = config(tmp_path, "seeds=[1]", sweep=None)
+    (cell,) = configs.cells(part)
+    with (
+        files.claimed(root / "runs" / cell.id),
+        pytest.raises(sf.InputError, match=f"run {cell.id}: another process works on it"),
+    ):
+        sf.train(part, root)
 
 
 def test_what_another_training_has_overtaken_is_not_gone_on_with(tmp_path, monkeypatch):

@@ -167,10 +167,11 @@ def in_range(values: jax.Array) -> tuple[jax.Array, jax.Array]:
 
     No bit of what is made of them is another, but that their squares stay in range.
     """
-    largest = jnp.max(jnp.abs(values))
-    usual = (largest > 0) & jnp.isfinite(largest)
-    mantissa, _ = jnp.frexp(jnp.where(usual, largest, 1))
-    power = jnp.where(usual, largest, 1) / mantissa
+    largest, about = jnp.max(jnp.abs(values)), jnp.finfo(values.dtype)
+    usual = (largest >= about.tiny) & jnp.isfinite(largest)
+    bits = jax.lax.bitcast_convert_type(largest, f"int{about.bits}")
+    power = jax.lax.bitcast_convert_type((bits >> about.nmant) << about.nmant, values.dtype)
+    power = jnp.where(usual, jnp.minimum(power, 2.0 ** (about.maxexp - 2)), 1)
     return values / power, power
 
 

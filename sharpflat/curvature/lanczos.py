@@ -82,7 +82,8 @@ def outermost_eigenvalue(
     m = space.grow(max_steps, enough)
     found, pair = _outermost(space, m, tolerance, sign), _ritz_pairs(space, m, 1, sign)
     residual = float(pair.residuals[0]) / (abs(found.value) or 1.0)
-    return found._replace(residual=max(found.residual, residual), products=m + pair.products)
+    residual = float(np.maximum(found.residual, residual))  # unlike max, of NaN it is NaN
+    return found._replace(residual=residual, products=m + pair.products)
 
 
 def missed(space: Krylov, ritz: np.ndarray, beyond: float) -> float:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
@@ -45,18 +44,17 @@ class ExampleGradients(NamedTuple):
 def example_gradients(objective: Objective, key: jax.Array) -> ExampleGradients:
     """One pass over the examples' gradients for all that need it, through `objective.shared`."""
     mean = objective.value_and_grad(objective.params)[1]
-    # In units of a power of two near its largest: squares stay in range, and bits as they are.
-    unit = 2.0 ** (math.frexp(float(scaled(mean)[1]))[1] - 1)
-    small = trees.scale(1 / unit, mean)
-    rows = objective.map_gradients(_squared_distance, objective.params, mean, unit)
-    deviations = np.asarray(rows, np.float64) * unit**2
-    mean_square = float(_square(small)) * unit**2
-    with np.errstate(invalid="ignore"):  # what overflows ends up not finite, and says so
-        slopes = np.asarray(slopes_along(objective, small), np.float64) * unit - mean_square
+    unit, largest = scaled(mean)
+    rows = objective.map_gradients(_distance, objective.params, mean)
+    with np.errstate(invalid="ignore", over="ignore"):  # ends up not finite, and says so
+        deviations = np.asarray(rows, np.float64) ** 2
+        mean_square = np.float64(_norm(mean)) ** 2
+        slopes = np.asarray(slopes_along(objective, unit), np.float64) * float(largest)
+        slopes = slopes - mean_square
         squares = np.maximum(deviations + 2 * slopes + mean_square, 0)
     rounding = (10 * float(jnp.finfo(rows.dtype).eps)) ** 2 * squares.mean()
     above = bool(mean_square > rounding), bool(deviations.mean() > rounding)
-    return ExampleGradients(mean, mean_square, squares, deviations, slopes, *above)
+    return ExampleGradients(mean, float(mean_square), squares, deviations, slopes, *above)
 
 
 @jax.jit
@@ -68,9 +66,15 @@ def slopes_along(objective: Objective, direction: Any) -> jax.Array:
     return jax.jvp(objective.losses, (params,), (direction,))[1]
 
 
-def _squared_distance(gradient: Any, mean: Any, unit: jax.Array) -> jax.Array:
-    """‖g − ḡ‖² in squared units."""
-    return _square(trees.scale(1 / unit, trees.sub(gradient, mean)))
+def _distance(gradient: Any, mean: Any) -> jax.Array:
+    return _norm(trees.sub(gradient, mean))
+
+
+@jax.jit
+def _norm(tree: Any) -> jax.Array:
+    """‖tree‖, of numbers too small or too large to be squared, too."""
+    unit, largest = scaled(tree)
+    return largest * trees.norm(unit)
 
 
 @jax.jit

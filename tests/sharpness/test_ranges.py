@@ -9,6 +9,7 @@ import pytest
 from helpers import ONE, diagonal
 
 import sharpflat as sf
+from sharpflat.curvature.krylov import in_range
 
 SPECTRUM = np.array([4.0, *np.linspace(0.1, 1, 49)])
 KNOWN = {
@@ -92,6 +93,27 @@ def test_gradients_whose_squares_leave_the_range(scale):
     squares = float((rows**2).sum()), float((rows.sum(axis=0) ** 2).sum())
     expected = [(centred**2).sum() / 3, squares[0] / 3, squares[0] / squares[1]]
     np.testing.assert_allclose(values, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [[1.0, -1.0, 1e-22], [1e-21, -1e-21], [1e25, -1e25]])
+def test_deviations_whose_size_the_mean_does_not_tell(rows):
+    data = (jnp.array(rows), jnp.zeros(len(rows)))
+    line = sf.Objective.from_function(
+        lambda w, batch: jnp.mean(batch.inputs * w), jnp.array(1.0), data
+    )
+    found = sf.measure(line, "gradient_covariance_trace")
+    assert found.value == pytest.approx(np.var(rows), rel=1e-5)
+
+
+def test_the_scale_of_squares_is_a_power_of_two():
+    for largest in (3e38, 1.5, 1.0, 2e-38):
+        small, power = in_range(jnp.array([largest, -largest / 4]))
+        assert np.isfinite(power)
+        assert np.frexp(float(power))[0] == 0.5
+        assert float(small[0]) * float(power) == float(np.float32(largest))
+        assert 1 <= float(small[0]) <= 4
+    small, power = in_range(jnp.zeros(2))
+    assert (float(power), float(small.sum())) == (1.0, 0.0)
 
 
 @pytest.mark.parametrize("n", [1, 30])

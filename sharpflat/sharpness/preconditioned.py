@@ -84,7 +84,7 @@ def preconditioned_sharpness(
 
     Raises:
         InputError: a state that is none of these, or of other parameters; `hyperparams` that place
-            ε elsewhere, or have `nesterov`; second moments that are
+            ε elsewhere, or make NAdam of Adam; second moments that are
             negative or not finite; moments under Adam's name with |μ| ≤ 1.1 ν > 0 everywhere, as
             Adamax keeps them, unless `b2` or the name of one of Sharpflat's own optimizers says
             that they are Adam's; a pattern that fits no parameter.
@@ -151,7 +151,7 @@ def _known(opt_state: Any, hyperparams: Any, given: Mapping[str, Any]) -> dict[s
     if not isinstance(hyperparams, Mapping):
         raise InputError(f"hyperparams: expected numbers by name, got {hyperparams!r}")
     injected = [getattr(state, "hyperparams", {}) for state in _states(opt_state)]
-    for name, usual in OTHERWISE.items():
+    for name, usual in _preconditioner(opt_state).usual.items():
         told = next((own[name] for own in (hyperparams, *injected) if name in own), usual)
         if told != usual:
             raise InputError(f"hyperparams: {name}={told!r} makes another preconditioner than this")
@@ -167,7 +167,11 @@ def _known(opt_state: Any, hyperparams: Any, given: Mapping[str, Any]) -> dict[s
 
 
 def _defaults(opt_state: Any) -> dict[str, float]:
-    return PRECONDITIONERS[type(_second_moments(opt_state)).__name__].defaults
+    return _preconditioner(opt_state).defaults
+
+
+def _preconditioner(opt_state: Any) -> Preconditioner:
+    return PRECONDITIONERS[type(_second_moments(opt_state)).__name__]
 
 
 def _of_ours(hyperparams: Mapping[str, Any]) -> Entry | None:
@@ -268,25 +272,31 @@ def _bias(state: Any, decay: Any) -> Any:
 
 
 class Preconditioner(NamedTuple):
-    """How P^{−1/2} comes of a state, and the numbers that it takes, as Optax has them."""
+    """How P^{−1/2} comes of a state, and the numbers that it takes, as Optax has them.
+
+    Attributes:
+        inverse_root: from a state and the numbers to P^{−1/2}.
+        defaults: of the numbers, by Optax's names.
+        usual: Optax's arguments that make another P, by the values at which they do not.
+    """
 
     inverse_root: Callable[..., Any]
     defaults: dict[str, float]
+    usual: dict[str, Any] = {}  # noqa: RUF012 — never written to
 
 
-OTHERWISE = {"eps_root": 0.0, "eps_in_sqrt": True, "nesterov": False}
-"""Optax's arguments that make another P of the same state, by the values at which they do not."""
-
+OF_ADAM = {"eps_root": 0.0, "nesterov": False}
+OF_RMS = {"eps_in_sqrt": True}
 ADAM = {"b1": 0.9, "b2": 0.999, "eps": 1e-8}
 RMS = {"decay": 0.9, "eps": 1e-8}
 
 # By name: Optax does not export all of these types.
 PRECONDITIONERS = {
-    "ScaleByAdamState": Preconditioner(_adam, ADAM),
-    "ScaleByAmsgradState": Preconditioner(_amsgrad, {"b1": 0.9, "eps": 1e-8}),
-    "ScaleByRmsState": Preconditioner(_rms, RMS),
-    "ScaleByRmsWithCountState": Preconditioner(_rms, RMS),
-    "ScaleByRStdDevState": Preconditioner(_centred, RMS),
-    "ScaleByRStdDevWithCountState": Preconditioner(_centred, RMS),
+    "ScaleByAdamState": Preconditioner(_adam, ADAM, OF_ADAM),
+    "ScaleByAmsgradState": Preconditioner(_amsgrad, {"b1": 0.9, "eps": 1e-8}, OF_ADAM),
+    "ScaleByRmsState": Preconditioner(_rms, RMS, OF_RMS),
+    "ScaleByRmsWithCountState": Preconditioner(_rms, RMS, OF_RMS),
+    "ScaleByRStdDevState": Preconditioner(_centred, RMS, OF_RMS),
+    "ScaleByRStdDevWithCountState": Preconditioner(_centred, RMS, OF_RMS),
     "ScaleByRssState": Preconditioner(_adagrad, {"eps": 1e-7}),
 }

@@ -249,5 +249,5 @@ def test_arguments_that_make_another_preconditioner_are_refused(rule, told):
     said = f"^preconditioned_sharpness: hyperparams: {name}={value!r} makes another"
     with pytest.raises(sf.InputError, match=said):
         sf.measure(bowl, "preconditioned_sharpness", opt_state=state, hyperparams=told)
-    usual = {"eps_in_sqrt": True, "eps_root": 0.0, "nesterov": False}
+    usual = {"eps_in_sqrt": True, "eps_root": 0.0, "nesterov": name == "eps_in_sqrt"}
     sf.measure(bowl, "preconditioned_sharpness", opt_state=state, hyperparams=usual)

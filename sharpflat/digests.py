@@ -63,17 +63,24 @@ def _imported(tree: ast.Module) -> Iterator[Path]:
     for node in ast.walk(tree):
         match node:
             case ast.ImportFrom(module=str(module)):
-                names = [module, *(f"{module}.{alias.name}" for alias in node.names)]
+                names = [f"{module}.{alias.name}" for alias in node.names]
+                if module != "sharpflat" or not all(map(_files, names)):
+                    names.append(module)
             case ast.Import():
                 names = [alias.name for alias in node.names]
             case _:
                 continue
-        for name in names:
-            root, *parts = name.split(".")
-            place = PACKAGE.joinpath(*parts)
-            files = (place.with_suffix(".py"), place / "__init__.py") if parts else _measuring()
-            if root == "sharpflat":
-                yield from (file for file in files if file.is_file() and file not in NO_ARITHMETIC)
+        yield from (file for name in names for file in _files(name) if file not in NO_ARITHMETIC)
+
+
+def _files(name: str) -> list[Path]:
+    """Those of a module or package of sharpflat's; of the name `sharpflat` all that may measure."""
+    root, *parts = name.split(".")
+    if root != "sharpflat":
+        return []
+    place = PACKAGE.joinpath(*parts)
+    files = (place.with_suffix(".py"), place / "__init__.py") if parts else _measuring()
+    return [file for file in files if file.is_file()]
 
 
 def _measuring() -> Iterator[Path]:

@@ -165,6 +165,9 @@ def test_a_plugins_digest_holds_what_it_may_measure_with():
     wanted = ("trees.py", "curvature/lanczos.py", "objective/losses.py", "sharpness/base.py")
     assert {digests.PACKAGE / file for file in wanted} <= found
     assert digests.PACKAGE / "runs" / "study.py" not in found
+    norms = registry.metrics["parameter_norm"].file.read_text()
+    assert digests.PACKAGE / "curvature" / "lanczos.py" not in digests.imports_of(norms)
+    assert digests.imports_of("from sharpflat import trees, Objective") == found
 
 
 def test_a_trackers_digest_holds_what_it_imports():

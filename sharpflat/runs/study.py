@@ -34,7 +34,7 @@ from sharpflat.runs.processes import check_alike, follow, leading
 from sharpflat.runs.progress import SILENT, Reporter
 from sharpflat.runs.provenance import training_digest
 from sharpflat.runs.record import Run
-from sharpflat.runs.requests import Request, check_measures, left_out, missing, requests
+from sharpflat.runs.requests import check_measures, left_out, missing, requests
 from sharpflat.runs.requests import failures as failed_measurements
 from sharpflat.runs.setup import fill_registries, keep_compiled_programs
 from sharpflat.runs.table import read_table, swept_keys, table_rows, write_table
@@ -152,29 +152,25 @@ def measure(config: Config, root: str | Path = "results", reporter: Reporter = S
         raise InputError(f"study {config.study!r}: has no runs under {root} yet; train it first")
     for line in left_out(asked, runs):
         reporter.say(line)
-    finished = [record for record in runs if record.finished]
-    if len(finished) < len(cells):
-        reporter.say(f"{len(finished)} of {len(cells)} runs are finished; others are not measured")
+    finished, refused = 0, list[InputError]()
     with _table(config, cells, root, folder) as now_and_then:
-        refused = list[InputError]()
-        for record in finished:
-            error = _measured(record, asked, reporter)
-            refused += [error] if error else []
-            if not refused:  # a damaged record is in no table
+        for record in runs:
+            try:
+                if record.finished:
+                    finished += 1
+                    measure_run(record, asked, reporter)
+            except InputError as error:  # damaged, or another process works on it: the others go on
+                refused.append(error)
+            with contextlib.suppress(InputError):  # a damaged record is in no table
                 now_and_then()
+        for another in refused[1:]:
+            reporter.say(str(another))
         if refused:
             raise refused[0]
+    if finished < len(cells):
+        reporter.say(f"{finished} of {len(cells)} runs are finished; others are not measured")
     compute_landscapes(config, runs, folder / "landscapes", reporter)
     return runs
-
-
-def _measured(record: Run, asked: list[Request], reporter: Reporter) -> InputError | None:
-    """Measure a run; one that is damaged, or that another process works on, stops no other."""
-    try:
-        measure_run(record, asked, reporter)
-    except InputError as error:
-        return error
-    return None
 
 
 def plan(config: Config, root: str | Path = "results") -> list[Planned]:

@@ -359,13 +359,15 @@ def test_a_line_with_something_else_for_a_number_is_named(tiny, tmp_path, file, 
 
 def test_a_damaged_record_keeps_no_other_run_from_being_measured(tiny, tmp_path):
     root = shutil.copytree(tiny, tmp_path / "results")
-    first, *others = sf.load_runs(root, "tiny")
+    first, *others, last = sf.load_runs(root, "tiny")
     first.measurements_file.write_text("{\n")
+    (last.folder / "status.json").write_text("{")
     config = root / "studies" / "tiny" / "config.yaml"
     asked = "measure={metrics: [parameter_norm]}"
     said = sharpflat("measure", config, asked, "--root", root)
     assert said.code == 2
     assert f"{first.measurements_file}: line 1 is damaged" in said.err
+    assert f"{last.folder / 'status.json'}: is damaged" in said.err
     for run in others:
         assert run.measurements[-1]["metric"] == "parameter_norm"
 

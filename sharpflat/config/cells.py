@@ -76,8 +76,9 @@ def _forget_locations(entries: Registry, spec: dict[str, Any]) -> None:
     """Take out of `spec` where things lie, of a data set that is part `of` another there, too."""
     for location in entries[spec["name"]].locations:
         spec.pop(location, None)
-    if spec.get("of") in entries and spec.get("arguments"):
-        inner = {**spec["arguments"], "name": spec["of"]}
+    of, arguments = spec.get("of"), spec.get("arguments")
+    if isinstance(of, str) and of in entries and isinstance(arguments, Mapping) and arguments:
+        inner = {**arguments, "name": of}
         _forget_locations(entries, inner)
         del inner["name"]
         spec["arguments"] = inner or None

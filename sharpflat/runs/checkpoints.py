@@ -185,7 +185,8 @@ def _is_of_the_machine(error: Exception) -> bool:
     """Whether it says nothing of what was written: another time, the same file may be read."""
     of_system = re.search(r"OS error (\d+)", str(error))  # as TensorStore has it in a ValueError
     number = int(of_system[1]) if of_system else getattr(error, "errno", None)
-    return isinstance(error, MemoryError) or number not in (None, *OF_THE_FILE)
+    of_now = isinstance(error, MemoryError | PermissionError)
+    return of_now or number not in (None, *OF_THE_FILE)
 
 
 def _begun_anew(now: Attempts, then: Attempts) -> str | None:

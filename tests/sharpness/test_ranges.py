@@ -7,6 +7,7 @@ import numpy as np
 import optax
 import pytest
 from helpers import ONE, diagonal
+from scipy.optimize import brentq
 
 import sharpflat as sf
 from sharpflat.curvature.krylov import in_range
@@ -130,12 +131,16 @@ def test_examples_that_are_alike_have_no_noise_to_align(n):
 
 
 def test_an_ascent_on_slopes_whose_squares_leave_the_range():
-    """max ½ Σ h (1 + z)² over ‖z‖ ≤ 1 less its start, h = 4, 1, 0.5 times 1e-20."""
-    h = 1e-20 * jnp.array([4.0, 1.0, 0.5])
-    bowl = sf.Objective.from_function(lambda w, _: 0.5 * jnp.sum(h * w**2), jnp.ones(3), ONE)
+    """max ½ Σ h (1 + z)² over ‖z‖ ≤ 1 less its start: there h (1 + z) = μ z, and μ > max h."""
+    h = np.array([4.0, 1.0, 0.5])
+    z = h / (brentq(lambda mu: np.sum((h / (mu - h)) ** 2) - 1, 4.01, 100.0) - h)
+    curvature = jnp.asarray(1e-20 * h, jnp.float32)
+    bowl = sf.Objective.from_function(
+        lambda w, _: 0.5 * jnp.sum(curvature * w**2), jnp.ones(3), ONE
+    )
     ball = {"rho": 1.0, "norm": "l2", "adaptive": False}
     found = sf.measure(bowl, {"worst_case_sharpness": ball})
-    assert found.value == pytest.approx(6.0877e-20, rel=1e-3)
+    assert found.value == pytest.approx(0.5e-20 * np.sum(h * ((1 + z) ** 2 - 1)), rel=1e-3)
     assert found.converged
 
 

@@ -327,6 +327,11 @@ class Registry(Mapping[str, Entry]):
         except (KeyError, TypeError):
             raise UnknownName(f"unknown {self.kind} {name!r}{closest(name, self)}") from None
 
+    def built_in(self, name: Any) -> Entry | None:
+        """Sharpflat's own entry of that name; None where there is none."""
+        entry = self._entries.get(name)
+        return entry if entry is not None and entry.built_in else None
+
     def __iter__(self) -> Iterator[str]:
         """Names, sorted."""
         return iter(sorted(self._entries))

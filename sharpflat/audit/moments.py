@@ -57,8 +57,8 @@ def followed(opt_state: Any, change: Change, hyperparams: Mapping[str, Any]) -> 
 
 
 def _first_sum(state: Any, hyperparams: Mapping[str, Any]) -> float:
-    ours = hyperparams.get("name") in optimizers and optimizers[hyperparams["name"]].built_in
-    first = hyperparams.get("initial_accumulator_value", 0.1 if ours else None)
+    usual = 0.1 if optimizers.built_in(hyperparams.get("name")) else None
+    first = hyperparams.get("initial_accumulator_value", usual)
     told = "hyperparams={'initial_accumulator_value': ...}"
     if first is None:
         raise InputError(f"opt_state: holds Adagrad's sums; say what they began with, by {told}")

@@ -14,7 +14,7 @@ from jax.tree_util import Partial
 from sharpflat import trees
 from sharpflat.curvature.krylov import Krylov, hessian
 from sharpflat.objective import Objective
-from sharpflat.registry import Count, Decay, Entry, InputError, Positive, metric, optimizers
+from sharpflat.registry import Count, Decay, InputError, Positive, metric, optimizers
 from sharpflat.sharpness.base import Estimate, selects_parameters
 from sharpflat.sharpness.hessian import outermost
 
@@ -105,7 +105,11 @@ def preconditioned_sharpness(
     whole = _inverse_root(opt_state, objective.params, numbers)
     if not trees.all_finite((_second_moments(opt_state), whole)):
         raise InputError("opt_state: its second moments are negative or not finite")
-    if b2 is None and _of_ours(hyperparams) is None and _as_of_adamax(opt_state):
+    if (
+        b2 is None
+        and optimizers.built_in(hyperparams.get("name")) is None
+        and _as_of_adamax(opt_state)
+    ):
         raise InputError(
             "opt_state: its moments are as Adamax keeps them, |mu| <= 1.1 nu everywhere, and no "
             "second moments; give b2 if they are Adam's all the same"
@@ -174,15 +178,9 @@ def _preconditioner(opt_state: Any) -> Preconditioner:
     return PRECONDITIONERS[type(_second_moments(opt_state)).__name__]
 
 
-def _of_ours(hyperparams: Mapping[str, Any]) -> Entry | None:
-    """Sharpflat's own optimizer of that name."""
-    name = hyperparams.get("name", "")
-    return optimizers[name] if name in optimizers and optimizers[name].built_in else None
-
-
 def _all_told(hyperparams: Mapping[str, Any]) -> bool:
     """Whether all arguments of one of ours are there: what it does not take is Optax's default."""
-    entry = _of_ours(hyperparams)
+    entry = optimizers.built_in(hyperparams.get("name"))
     return entry is not None and {*entry.schema.model_fields} <= {*hyperparams}
 
 

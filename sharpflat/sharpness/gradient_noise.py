@@ -236,7 +236,7 @@ def gradient_diversity(objective: Objective, key: jax.Array) -> Estimate:
         >>> import jax.numpy as jnp, sharpflat as sf
         >>> line = sf.Objective.from_function(
         ...     lambda w, batch: jnp.mean(batch.inputs @ w), jnp.zeros(2),
-        ...     (jnp.eye(2), jnp.ones(2)))
+        ...     (jnp.diag(jnp.array([3.0, 4.0])), jnp.ones(2)))
         >>> sf.measure(line, "gradient_diversity").value
         1.0
 

@@ -3,10 +3,13 @@
 import contextlib
 import copy
 import io
+import json
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
+import numpy as np
 import yaml
 
 from sharpflat import cli
@@ -110,3 +113,15 @@ def contents(folder):
         path: (path.stat().st_mtime_ns, path.read_bytes()) if path.is_file() else None
         for path in sorted(Path(folder).rglob("*"))
     }
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def folders(root):
+    return sorted((root / "runs").iterdir())
+
+
+def equal(first, second):
+    return all(jax.tree.leaves(jax.tree.map(np.array_equal, first, second)))

@@ -1,30 +1,14 @@
-"""Runs that diverge, runs and metrics that raise: recorded, and the study goes on."""
-
-import csv
-import json
+"""Runs that diverge, models that raise: recorded, and the study goes on."""
 
 import jax
 import pytest
+from runs.failing import rows, run
 from runs.studies import LINEAR, NORM, TINY, sharpflat, write
 
 import sharpflat as sf
 from sharpflat import config as configs
 from sharpflat.registry import metrics
 from sharpflat.runs import groups, member
-
-
-def rows(root):
-    with (root / "studies" / "tiny" / "table.csv").open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def run(folder, *arguments, **changes):
-    (folder / "norm.py").write_text(NORM)
-    study = {
-        "plugins": ["norm.py"], "seeds": 1, "measure": {"metrics": ["weight_norm"]}, **changes,
-    }  # fmt: skip
-    return sharpflat("run", write(folder, **study), *arguments, "--root", folder)
-
 
 RATES = "train.optimizer.learning_rate"
 DESCENT = {"batch_size": 8, "epochs": 4, "loss": "squared_error"}
@@ -147,138 +131,6 @@ def test_a_failed_run_is_tried_again(tmp_path, monkeypatch):
     assert len(record.history) == 3
 
 
-FAULTY = NORM.replace("    norm = ", "    raise RuntimeError('not [today]')\n    norm = ").replace(
-    "weight_norm", "faulty"
-)
-MENDED = NORM.replace("weight_norm", "faulty")
-
-
-def test_a_metric_that_raises(tmp_path):
-    (tmp_path / "faulty.py").write_text(FAULTY)
-    study = {
-        "plugins": ["norm.py", "faulty.py"], "sweep": None,
-        "measure": {"metrics": ["faulty", "weight_norm"]},
-    }  # fmt: skip
-    outcome = run(tmp_path, **study)
-    (record,) = sf.load_runs(tmp_path, "tiny")
-    assert outcome.code == 1
-    assert f"run {record.id}: faulty: RuntimeError: not [today]" in outcome.err
-    failed, good = record.measurements
-    line = 1 + FAULTY[: FAULTY.index("raise")].count("\n")
-    assert failed["error"] == f"RuntimeError: not [today] (faulty.py, line {line})"
-    assert (failed["value"], failed["standard_error"], failed["converged"]) == (None, None, False)
-    assert good["error"] is None
-    (row,) = rows(tmp_path)
-    assert (row["faulty"], row["status"]) == ("", "finished")
-    assert float(row["weight_norm"]) == pytest.approx(good["value"])
-    shown = " ".join(sharpflat("show", "tiny", "--root", tmp_path).out.split())
-    assert f"faulty: failed, or not finite, in 1 runs ({record.id[:6]})" in shown
-
-    assert run(tmp_path, **study).code == 1, "tried again, and again in vain"
-
-    (tmp_path / "faulty.py").write_text(MENDED)
-    outcome = run(tmp_path, **study)
-    assert outcome.code == 0, outcome
-    lines = [json.loads(line) for line in record.measurements_file.read_text().splitlines()]
-    assert [line["metric"] for line in lines] == ["faulty", "weight_norm", "faulty", "faulty"]
-    (row,) = rows(tmp_path)
-    assert float(row["faulty"]) == pytest.approx(float(row["weight_norm"]))
-
-
-def test_errors_of_what_is_not_asked_for_do_not_count(tmp_path):
-    (tmp_path / "faulty.py").write_text(FAULTY)
-    study = {"plugins": ["norm.py", "faulty.py"], "sweep": None}
-    assert run(tmp_path, **study, measure={"metrics": ["faulty"]}).code == 1
-    assert run(tmp_path, **study).code == 0
-
-
-def test_a_metric_that_returns_something_else(tmp_path):
-    (tmp_path / "faulty.py").write_text(
-        MENDED.replace("return sf.Estimate(norm**power, 0.0, True, {", "return (norm**power, {")
-    )
-    study = {"plugins": ["norm.py", "faulty.py"], "sweep": None}
-    outcome = run(tmp_path, **study, measure={"metrics": ["faulty", "weight_norm"]})
-    assert outcome.code == 1
-    assert "not an Estimate" in outcome.err
-    (record,) = sf.load_runs(tmp_path, "tiny")
-    assert [row["error"] is None for row in record.measurements] == [False, True]
-
-
-def test_a_damaged_snapshot_is_its_own_runs_error(tmp_path):
-    study = {"seeds": 2, "sweep": None}
-    path = write(tmp_path, **study)
-    assert sharpflat("train", path, "--root", tmp_path).code == 0
-    first, second = sf.load_runs(tmp_path, "tiny")
-    last = max(first.folder.glob("snapshots/*.npz"), key=lambda file: int(file.stem))
-    whole = last.read_bytes()
-    last.write_bytes(whole[:200])
-    outcome = run(tmp_path, **study)
-    assert outcome.code == 1
-    assert outcome.err.count(f"run {first.id}: weight_norm: InputError: snapshot {last}") == 1
-    assert [row["error"] is None for row in second.measurements] == [True]
-    assert last.read_bytes() == whole[:200]
-    last.write_bytes(whole)
-    assert run(tmp_path, **study).code == 0
-    assert [row["error"] is None for row in first.measurements] == [True]
-
-
-@pytest.mark.parametrize("line", ["{broken", "3", "{}", "\udcff"])
-def test_a_damaged_line_is_named_and_nothing_is_lost(tmp_path, line):
-    assert run(tmp_path, sweep=None).code == 0
-    (record,) = sf.load_runs(tmp_path, "tiny")
-    damaged = (
-        line.encode("utf-8", "surrogateescape") + b"\n" + record.measurements_file.read_bytes()
-    )
-    record.measurements_file.write_bytes(damaged)
-    said = run(tmp_path, sweep=None).complaint
-    assert said.startswith(f"{record.measurements_file}: line 1 is damaged; mend or remove it: ")
-    assert record.measurements_file.read_bytes() == damaged
-
-
-@pytest.mark.parametrize("text", ['{"status": ', "null", "{}"])
-def test_a_damaged_status_is_named(tmp_path, text):
-    assert run(tmp_path, sweep=None).code == 0
-    (record,) = sf.load_runs(tmp_path, "tiny")
-    (record.folder / "status.json").write_text(text)
-    said = run(tmp_path, sweep=None).complaint
-    assert said.startswith(f"{record.folder}/status.json: is damaged")
-
-
-def test_a_damaged_start_is_only_its_own_metrics_error(tmp_path):
-    study = {"sweep": None, "measure": {"metrics": ["distance_from_initialization", "weight_norm"]}}
-    (tmp_path / "norm.py").write_text(NORM)
-    path = write(tmp_path, seeds=1, plugins=["norm.py"], **study)
-    assert sharpflat("train", path, "--root", tmp_path).code == 0
-    (record,) = sf.load_runs(tmp_path, "tiny")
-    (record.folder / "snapshots" / "0.npz").write_bytes(b"")
-    outcome = run(tmp_path, **study)
-    assert outcome.code == 1
-    assert [row["error"] is None for row in record.measurements] == [False, True]
-
-
-PICKY = NORM.replace(
-    "@sf.metric",
-    """def refuse(objective, arguments):
-    if float(sf.trees.norm(objective.params)) > 0:
-        raise {error}("not [here]")
-
-
-@sf.metric(checks=(refuse,))""",
-).replace("weight_norm", "picky")
-
-
-@pytest.mark.parametrize("error", ["sf.InputError", "TypeError"])
-def test_a_check_that_needs_numbers_refuses_its_own_metric_only(tmp_path, error):
-    (tmp_path / "picky.py").write_text(PICKY.replace("{error}", error))
-    study = {"plugins": ["norm.py", "picky.py"], "sweep": None}
-    outcome = run(tmp_path, **study, measure={"metrics": ["picky", "weight_norm"]})
-    assert outcome.code == 1
-    (record,) = sf.load_runs(tmp_path, "tiny")
-    picky, norm = record.measurements
-    assert "not [here]" in picky["error"]
-    assert norm["error"] is None
-
-
 PARTIAL = LINEAR.replace("        if fail:", "        if fail and len(inputs) == 5:")
 
 
@@ -341,77 +193,3 @@ def test_a_model_that_raises_ends_no_other_run_where_its_size_is_asked(tmp_path,
     assert "Traceback" not in outcome.err
     states = [record.status["status"] for record in sf.load_runs(tmp_path, "tiny")]
     assert sorted(states) == ["failed", "finished"]
-
-
-ADAM = {"name": "adam", "learning_rate": 0.01}
-PLAIN = {"name": "gradient_descent", "learning_rate": 0.01}
-
-
-def test_all_leaves_out_what_a_run_cannot_give_and_says_so(tmp_path, monkeypatch):
-    kept = {name: metrics[name] for name in ("parameter_norm", "preconditioned_sharpness")}
-    monkeypatch.setattr(metrics, "_entries", kept)
-    study = {"measure": {"metrics": "all", "chunk": 40}, "plugins": []}
-    train = {"batch_size": 8, "epochs": 1}
-    sweep = {"train.optimizer": [ADAM, PLAIN]}
-    line = "left out of 1 of 2 runs: preconditioned_sharpness: opt_state: holds no second moments"
-    planned = run(tmp_path, "--dry-run", train={**train, "optimizer": ADAM}, sweep=sweep, **study)
-    assert planned.code == 0, planned
-    assert line in planned.out
-    assert [f"new, {n} measurements to make" in planned.out for n in (0, 1, 2)] == [
-        False,
-        True,
-        True,
-    ]
-    outcome = run(tmp_path, train={**train, "optimizer": ADAM}, sweep=sweep, **study)
-    assert outcome.code == 0, outcome
-    assert outcome.err.count(line) == 1
-    adam, plain = sf.load_runs(tmp_path, "tiny")
-    assert [row["metric"] for row in adam.measurements] == list(kept)
-    assert [row["metric"] for row in plain.measurements] == ["parameter_norm"]
-
-
-def test_left_out_counts_runs(tmp_path, monkeypatch):
-    kept = {name: metrics[name] for name in ("parameter_norm", "preconditioned_sharpness")}
-    monkeypatch.setattr(metrics, "_entries", kept)
-    blocks = [
-        {"metrics": "all", "chunk": 40, "batch_norm": ["running", "batch"]},
-        {"metrics": "all", "chunk": 20, "split": "test", "seeds": [0]},
-    ]
-    train = {"batch_size": 8, "epochs": 1, "optimizer": PLAIN}
-    planned = run(
-        tmp_path, "--dry-run", train=train, sweep=None, seeds=2, measure=blocks, plugins=[]
-    )
-    assert "left out of 2 of 2 runs" in planned.out
-    assert "parameter_norm on all test examples, bn running, chunk 20, seed 0" in planned.out
-
-
-@pytest.mark.parametrize("rules", [[ADAM, PLAIN], [PLAIN, ADAM], [PLAIN]])
-def test_what_is_asked_for_by_name_must_be_possible(tmp_path, rules):
-    said = run(
-        tmp_path, train={"batch_size": 8, "epochs": 1, "optimizer": PLAIN},
-        sweep={"train.optimizer": rules}, measure={"metrics": ["preconditioned_sharpness"]},
-    ).complaint  # fmt: skip
-    assert said.startswith("preconditioned_sharpness: opt_state: holds no second moments known")
-    assert not (tmp_path / "runs").exists()
-
-
-RULE = """
-import optax
-import sharpflat as sf
-
-
-@sf.optimizer
-def own(*, learning_rate: sf.Positive = 0.01):
-    \"\"\"Somebody's.\"\"\"
-    return optax.sgd(learning_rate)
-"""
-
-
-def test_what_can_be_measured_follows_the_code_of_an_optimizer(tmp_path):
-    study = {"plugins": ["norm.py", "own.py"], "sweep": None}
-    study["measure"] = {"metrics": ["preconditioned_sharpness"]}
-    train = {"batch_size": 8, "epochs": 1, "optimizer": {"name": "own"}}
-    (tmp_path / "own.py").write_text(RULE)
-    assert "holds no second moments" in run(tmp_path, train=train, **study).complaint
-    (tmp_path / "own.py").write_text(RULE.replace("sgd", "adam"))
-    assert run(tmp_path, train=train, **study).code == 0

@@ -8,9 +8,9 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+from runs.interrupted import interrupted
 from runs.kills import history, leaves
 from runs.studies import sharpflat, write
-from runs.test_groups import stop_after
 
 import sharpflat as sf
 from sharpflat import config as configs
@@ -110,7 +110,7 @@ def test_eight_devices_go_on_where_one_stopped(tmp_path, monkeypatch):
     track = "train.track=[top_eigenvalue, batch_losses]"
     made = study(tmp_path, "train.batch_size=20", "train.epochs=6", "seeds=2", track)
     unbroken = sf.train(made, tmp_path / "unbroken")
-    stop_after(3, made, tmp_path / "broken", monkeypatch)
+    interrupted(made, tmp_path / "broken", monkeypatch, 3)
     flags = "--xla_force_host_platform_device_count=8"
     done = subprocess.run(
         [sys.executable, "-m", "sharpflat", "train", tmp_path / "study.yaml", "data_parallel=true",

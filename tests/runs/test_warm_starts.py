@@ -5,8 +5,8 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from runs.interrupted import interrupted
 from runs.studies import sharpflat, write
-from runs.test_groups import stop_after
 
 import sharpflat as sf
 
@@ -106,7 +106,7 @@ def test_a_half_trained_run_no_longer_needs_its_source(tmp_path, source, monkeyp
     for folder in root.glob("runs/*"):
         if folder.name != source.id:
             shutil.rmtree(folder)
-    stop_after(3, config, root, monkeypatch)
+    interrupted(config, root, monkeypatch, 3)
     source.folder.rename(tmp_path / "away")
     runs = sf.train(config, root)
     assert all("resumed" in run.provenance for run in runs)

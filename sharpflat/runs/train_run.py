@@ -136,6 +136,12 @@ def _record(config: RunConfig, root: Path) -> Run:
     return Run(folder, config.swept, config.resolved())
 
 
+@jax.jit
+def _of_one(stacked: Any, place: int) -> Any:
+    """One member's part, in one program: an epoch may be shorter than a slice of each array."""
+    return jax.tree.map(lambda leaf: leaf[place], stacked)
+
+
 class _Training:
     """A training between segments."""
 
@@ -255,7 +261,7 @@ class _Training:
         """One member's part, on the devices of this process."""
         sums, state = own(self.layout.mesh, (moment.sums, moment.state))
         if self.together is not None:
-            sums, state = jax.tree.map(lambda leaf: leaf[place], (sums, state))
+            sums, state = _of_one((sums, state), place)
         return moment._replace(sums=sums, state=state)
 
     def _set_active(self) -> None:

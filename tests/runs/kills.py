@@ -34,7 +34,7 @@ from sharpflat.runs import checkpoints, member
 checkpoints.SECONDS_BETWEEN = {seconds_between}
 row = member._row
 def slow(epoch):
-    time.sleep(0.01)
+    time.sleep({pause})
     return row(epoch)
 member._row = slow
 cli.main()
@@ -62,13 +62,14 @@ def same(first, second):
 class Killed:
     """A small study, slow enough to be killed, in processes of its own."""
 
-    def __init__(self, folder, together):
+    def __init__(self, folder, together, epochs=EPOCHS, pause=0.01):
+        self.epochs, self.pause = epochs, pause
         (folder / "norm.py").write_text(NORM)
         self.folder = folder
         self.path = write(
             folder, seeds=4 if together else 2, sweep={"train.batch_size": [8, 40]},
             plugins=["norm.py"],
-            train={"batch_size": 8, "epochs": EPOCHS, "optimizer": {"name": "adam"}},
+            train={"batch_size": 8, "epochs": epochs, "optimizer": {"name": "adam"}},
             model={"name": "mlp", "width": 8, "depth": 1, "batch_norm": True},
             measure={"chunk": 40, "metrics": ["weight_norm"]}, together=together,
         )  # fmt: skip
@@ -88,7 +89,7 @@ class Killed:
             "SHARPFLAT_COMPILATION_CACHE": str(self.folder / "cache"), **os.environ,
             "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "2",
         }  # fmt: skip
-        script = SCRIPT.format(seconds_between=seconds_between)
+        script = SCRIPT.format(seconds_between=seconds_between, pause=self.pause)
         if largest_file is not None:
             script = LIMIT.format(bytes=largest_file) + script
         with (self.folder / "errors.txt").open("w") as stderr:
@@ -126,7 +127,7 @@ class Killed:
         tables = [self.folder / name / "studies/tiny/table.csv" for name in ("unbroken", root)]
         pairs = [sf.load_runs(self.folder / name, "tiny") for name in ("unbroken", root)]
         for unbroken, broken in zip(*pairs, strict=True):
-            if len(history(broken)) != EPOCHS or history(broken) != history(unbroken):
+            if len(history(broken)) != self.epochs or history(broken) != history(unbroken):
                 return f"history of {broken}"
             if not same(broken, unbroken):
                 return f"parameters of {broken}"

@@ -92,7 +92,7 @@ def test_two_processes_make_the_records_of_one(tmp_path):
 
 def test_a_job_that_is_asked_to_stop_goes_on_to_the_same_bits(tmp_path):
     """Each process is asked, as a job's manager does; the first one keeps what there is."""
-    train = {"batch_size": 8, "epochs": 60, "optimizer": {"name": "adam"}}
+    train = {"batch_size": 8, "epochs": 30, "optimizer": {"name": "adam"}}
     path = write(tmp_path, train=train, sweep=None, seeds=1)
     commands = {root: ("train", path, "--root", tmp_path / root) for root in ("whole", "broken")}
     for code, *_ in finished(*[commands["whole"]] * 2):

@@ -1,5 +1,6 @@
 """Killed, asked to stop, or out of disk: nothing is lost."""
 
+import os
 import random
 import resource
 import signal
@@ -11,7 +12,7 @@ from runs.kills import Killed, history, same
 from runs.studies import write
 
 import sharpflat as sf
-from sharpflat.runs import checkpoints, interrupts, member, train_run
+from sharpflat.runs import checkpoints, files, interrupts, member, train_run
 
 
 def test_a_signal_during_a_write_is_answered_after_the_next_segment(tmp_path, monkeypatch, capfd):
@@ -57,31 +58,68 @@ def test_what_was_ignored_or_handled_before_still_is(monkeypatch):
             signal.signal(number, handler)
 
 
-@pytest.mark.parametrize("together", [False, True], ids=["one by one", "together"])
-def test_killed_it_ends_as_the_unbroken_study(tmp_path, together):
+@pytest.fixture(scope="module", params=[None, True], ids=["cores", "groups"])
+def study(request, tmp_path_factory):
+    """A study of four runs or of four groups, trained unbroken by two cores."""
+    return Killed(tmp_path_factory.mktemp("study"), request.param, epochs=60, pause=0.03)
+
+
+def test_killed_it_ends_as_the_unbroken_study(study):
     """SIGKILL at random moments of training and measuring; each start goes on."""
-    study, moments = Killed(tmp_path, together), random.Random(0)
+    moments = random.Random(0)
     for kept in (False, True):
-        assert study.kill("broken", moments.uniform(0.0, 0.8), kept), study.errors
-    study.finish("broken")
-    assert study.resumed("broken"), "not all began anew"
-    assert study.difference("broken") is None
+        assert study.kill("killed", moments.uniform(0.0, 0.8), kept), study.errors
+    study.finish("killed")
+    assert study.resumed("killed"), "not all began anew"
+    assert study.difference("killed") is None
 
 
-@pytest.mark.parametrize("together", [None, True], ids=["cores", "groups"])
-def test_asked_to_stop_it_keeps_a_checkpoint_first(tmp_path, together):
+def test_asked_to_stop_it_keeps_a_checkpoint_first(study):
     """Long before the first minute is over."""
-    study = Killed(tmp_path, together)
     for number, status in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
-        process = study.begin_and_progress("broken", seconds_between=60)
+        process = study.begin_and_progress("stopped", seconds_between=60)
         time.sleep(0.3)
         process.send_signal(number)
         assert process.wait(timeout=60) == status, study.errors
         assert f"{number.name}: kept at epoch" in study.errors
         assert "Traceback" not in study.errors
-    study.finish("broken")
+    study.finish("stopped")
     assert "goes on after epoch" in study.errors
-    assert study.difference("broken") is None
+    assert study.difference("stopped") is None
+
+
+CORES = pytest.mark.parametrize("study", [None], ids=["cores"], indirect=True)
+
+
+@CORES
+def test_one_a_core_is_to_the_bit_one_after_another(study):
+    study.finish("alone", "together=false")
+    assert study.difference("alone") is None
+
+
+@CORES
+def test_a_second_process_on_a_run_is_refused_by_name(study):
+    (first, *_) = sf.load_runs(study.folder / "unbroken", "tiny")
+    folder = files.make_folder(study.folder / "claimed/runs" / first.id)
+    with files.claimed(folder):
+        assert study.begin("claimed").wait(timeout=120) == 2
+    line = study.errors.splitlines()[-1]  # after what the other core says of where it stopped
+    assert line.startswith(f"sharpflat: run {first.id}: ")
+    assert f"another process works on it (process {os.getpid()})" in line
+    study.finish("claimed")
+    assert study.difference("claimed") is None
+
+
+@CORES
+def test_a_full_disk_loses_nothing(study):
+    (file, *_) = (study.folder / "unbroken").glob("runs/*/history.jsonl")
+    assert study.begin("full", largest_file=file.stat().st_size * 2 // 3).wait(timeout=120) == 1
+    assert "File too large" in study.errors
+    lengths = [len(run.history) for run in sf.load_runs(study.folder / "full", "tiny")]
+    assert max(lengths) > 0, "the disk was full in the midst of training"
+    study.finish("full")
+    assert "goes on after epoch" in study.errors
+    assert study.difference("full") is None
 
 
 def on_a_full_disk(write):

@@ -8,7 +8,6 @@ import threading
 import jax
 import numpy as np
 import pytest
-from runs.kills import Killed
 from runs.studies import write
 
 import sharpflat as sf
@@ -132,40 +131,6 @@ def test_as_many_devices_as_there_are_and_as_memory_allows(tmp_path, monkeypatch
     )
     monkeypatch.setattr(groups, "device_memory", lambda: 2.5 * size / 4 / groups.SHARE_OF_MEMORY)
     assert len(groups.places(found, None)) == 2
-
-
-@pytest.fixture(scope="module")
-def study(tmp_path_factory):
-    """A study of four runs that has trained them one a core."""
-    return Killed(tmp_path_factory.mktemp("study"), together=None)
-
-
-def test_one_a_core_is_to_the_bit_one_after_another(study):
-    study.finish("alone", "together=false")
-    assert study.difference("alone") is None
-
-
-def test_a_second_process_on_a_run_is_refused_by_name(study):
-    (first, *_) = sf.load_runs(study.folder / "unbroken", "tiny")
-    folder = files.make_folder(study.folder / "claimed/runs" / first.id)
-    with files.claimed(folder):
-        assert study.begin("claimed").wait(timeout=120) == 2
-    line = study.errors.splitlines()[-1]  # after what the other core says of where it stopped
-    assert line.startswith(f"sharpflat: run {first.id}: ")
-    assert f"another process works on it (process {os.getpid()})" in line
-    study.finish("claimed")
-    assert study.difference("claimed") is None
-
-
-def test_a_full_disk_loses_nothing(study):
-    (file, *_) = (study.folder / "unbroken").glob("runs/*/history.jsonl")
-    assert study.begin("full", largest_file=file.stat().st_size * 2 // 3).wait(timeout=120) == 1
-    assert "File too large" in study.errors
-    lengths = [len(run.history) for run in sf.load_runs(study.folder / "full", "tiny")]
-    assert max(lengths) > 0, "the disk was full in the midst of training"
-    study.finish("full")
-    assert "goes on after epoch" in study.errors
-    assert study.difference("full") is None
 
 
 def test_where_not_even_the_reason_can_be_written_it_is_one_line(tmp_path, monkeypatch):

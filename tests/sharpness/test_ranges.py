@@ -183,9 +183,8 @@ def test_parameters_of_several_dtypes_can_be_measured():
         "opt_state": optax.adam(1e-3).init(objective.params),
         "hyperparams": {},
     }
-    for name, entry in sf.metrics.items():
-        arguments = {key: given[key] for key in entry.inputs}
-        found = sf.measure(objective, {name: QUICK.get(name, {})}, **arguments)
+    specs = [{name: QUICK.get(name, {})} for name in sf.metrics]
+    for name, found in zip(sf.metrics, sf.measure(objective, specs, **given), strict=True):
         assert np.isfinite(found.value), name
 
 

@@ -11,7 +11,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -191,16 +191,30 @@ def claimed(folder: Path) -> Iterator[None]:
         InputError: another process holds it.
     """
     with (folder / ".lock").open("a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            raise InputError(
-                f"run {folder.name}: another process works on it ({file.read() or 'unknown'}); let "
-                f"it end, or give another --root"
-            ) from None
+        _lock(file, fcntl.LOCK_EX, folder)
         with contextlib.suppress(OSError):  # a full disk; who works on it is a help, no more
             file.truncate(0)
             file.write(f"process {os.getpid()}")
             file.flush()
         yield
+
+
+def check_free(folder: Path) -> None:
+    """Of processes that only look, any number may at once.
+
+    Raises:
+        InputError: another process holds `folder`.
+    """
+    with (folder / ".lock").open("a+") as file:
+        _lock(file, fcntl.LOCK_SH, folder)
+
+
+def _lock(file: TextIO, how: int, folder: Path) -> None:
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        raise InputError(
+            f"run {folder.name}: another process works on it ({file.read() or 'unknown'}); let "
+            f"it end, or give another --root"
+        ) from None

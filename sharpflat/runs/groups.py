@@ -144,8 +144,7 @@ def _stopped(cells: Sequence[RunConfig], root: Path) -> list[Group]:
         if not mine or not _has_checkpoint(file.parent):
             continue
         if left := [one for one in members if one not in known]:
-            with files.claimed(runs[mine[0]].folder):  # else it is training now, and says so
-                pass
+            files.check_free(runs[mine[0]].folder)  # else it is training now, and says so
             raise InputError(_partly(root, layout["group"], left, runs[mine[0]]))
         if set(members) & going == set(mine):
             found.append(Group(tuple(known[one] for one in members), tuple(layout["numbers"])))

@@ -312,8 +312,8 @@ def _table(
     def now_and_then() -> None:
         nonlocal written
         if time.monotonic() - written > TABLE_SECONDS:
-            write()
             written = time.monotonic()
+            write()
 
     try:
         yield now_and_then

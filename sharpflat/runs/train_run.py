@@ -138,7 +138,7 @@ def _record(config: RunConfig, root: Path) -> Run:
 
 @jax.jit
 def _of_one(stacked: Any, place: int) -> Any:
-    """One member's part, in one program: an epoch may be shorter than a slice of each array."""
+    """In one program: a call for each array takes longer than a short epoch."""
     return jax.tree.map(lambda leaf: leaf[place], stacked)
 
 

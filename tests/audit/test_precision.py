@@ -11,19 +11,10 @@ import pytest
 import sharpflat as sf
 from sharpflat.audit import PrecisionTable, precision
 from sharpflat.audit.measuring import chosen
-from sharpflat.registry import metrics
 from sharpflat.runs.setup import fill_registries
 
 fill_registries()
 ONE = (jnp.ones((1, 1)), jnp.ones(1))
-
-
-@pytest.fixture
-def own():
-    """A test's own metrics are gone after it."""
-    before = dict(metrics._entries)
-    yield
-    metrics._entries = before
 
 
 def bowl(params):
@@ -69,7 +60,7 @@ def test_numbers_that_every_format_holds_agree_to_the_last_digit():
     assert "batch norm" not in str(plain)
 
 
-def test_a_difference_near_one_loses_its_digits(own):
+def test_a_difference_near_one_loses_its_digits():
     """(1 + 1e-4) − 1 is zero in bfloat16, 1e-4 with three digits left in float32."""
 
     @sf.metric
@@ -82,7 +73,7 @@ def test_a_difference_near_one_loses_its_digits(own):
     assert 2.5 < rows["float32"].digits < 5
 
 
-def test_everything_is_cast_and_nothing_stays_so(own):
+def test_everything_is_cast_and_nothing_stays_so():
     seen = []
 
     @sf.metric
@@ -110,7 +101,7 @@ def test_everything_is_cast_and_nothing_stays_so(own):
     assert [row.digits for row in double.rows] == [16.0] * 3
 
 
-def test_tf32_where_there_is_a_gpu_and_float32_is_not_rounded_there(own, monkeypatch):
+def test_tf32_where_there_is_a_gpu_and_float32_is_not_rounded_there(monkeypatch):
     asked = []
 
     @sf.metric
@@ -134,7 +125,7 @@ def test_tf32_where_there_is_a_gpu_and_float32_is_not_rounded_there(own, monkeyp
     assert "none on this platform" not in str(table)
 
 
-def test_random_metrics_are_compared_by_their_errors(own):
+def test_random_metrics_are_compared_by_their_errors():
     @sf.metric
     def noisy(objective, key):
         """Other draws in each format, biased in bfloat16."""
@@ -159,7 +150,7 @@ def test_random_metrics_are_compared_by_their_errors(own):
     ("low", "high", "digits"),
     [(1.0, 1.0625, 1.51), (2.0, 2.0, 16), (0.0, 1.0, 0), (1.0, np.inf, 0), (0.0, 0.0, 0)],
 )
-def test_a_bisection_has_no_more_digits_than_its_bracket(own, low, high, digits):
+def test_a_bisection_has_no_more_digits_than_its_bracket(low, high, digits):
     bracket = {"low": np.array(low), "high": np.float64(high), "evaluations": np.array(9)}
 
     @sf.metric
@@ -198,7 +189,7 @@ def test_a_loss_that_is_not_finite_in_a_format_is_a_failure_there():
     assert rows["bfloat16"].digits > 2, "it does not look at the loss"
 
 
-def test_failures_and_lost_certificates_are_said(own):
+def test_failures_and_lost_certificates_are_said():
     @sf.metric
     def fragile(objective, key):
         """Fails in bfloat16, is not finite in float32."""
@@ -264,6 +255,7 @@ def test_products_in_one_chunk_are_made_in_bfloat16_too():
     params, state = model.init(jax.random.key(1), inputs)
     objective = sf.Objective.from_model(model, params, state, data, chunk=20)
     names = ["hessian_trace", "hessian_top_eigenvalues", "ggn_trace"]
-    table = str(sf.precision_table(objective, names))
+    few = {"layerwise_hessian": {"probes": 2, "steps": 5}}
+    table = str(sf.precision_table(objective, [*names, few]))
     assert "failed" not in table
     assert "hessian_top_eigenvalues" in table

@@ -28,8 +28,6 @@ def interrupted(config, root, monkeypatch, saves=3, error=KeyboardInterrupt):
     return steps
 
 
-UPDATES = 5
-"""An epoch of the tiny study, at batch size 8."""
 # Of a read that fails Orbax leaves others behind, whose loop is closed when they end.
 orbax_leaves_reads = pytest.mark.filterwarnings(
     "ignore::pytest.PytestUnraisableExceptionWarning",

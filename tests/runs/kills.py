@@ -63,7 +63,7 @@ class Killed:
     """A small study, slow enough to be killed, in processes of its own."""
 
     def __init__(self, folder, together, epochs=EPOCHS, pause=0.01):
-        self.epochs, self.pause = epochs, pause
+        self.epochs, self.pause, self.processes = epochs, pause, []
         (folder / "norm.py").write_text(NORM)
         self.folder = folder
         self.path = write(
@@ -93,11 +93,19 @@ class Killed:
         if largest_file is not None:
             script = LIMIT.format(bytes=largest_file) + script
         with (self.folder / "errors.txt").open("w") as stderr:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 [sys.executable, "-c", script, "run", self.path, *overrides,
                  "--root", self.folder / root],
                 env=environment, stdout=subprocess.DEVNULL, stderr=stderr, cwd=self.folder,
             )  # fmt: skip
+        self.processes.append(process)
+        return process
+
+    def close(self):
+        """No process is left behind, whatever a test has raised."""
+        for process in self.processes:
+            process.kill()
+            process.wait()
 
     def begin_and_progress(self, root, kept=False, **kwargs):
         """A process that has brought something to the disk; with `kept` a checkpoint, too."""

@@ -27,6 +27,11 @@ TINY = {
     "figures": [],
 }  # fmt: skip
 
+UPDATES = 5
+"""An epoch of it, at batch size 8."""
+
+BATCH_NORM = {"name": "mlp", "width": 8, "depth": 1, "batch_norm": True}
+
 # A model that can be made to fail, and a metric.
 LINEAR = '''
 import jax

@@ -3,16 +3,13 @@
 import jax
 import numpy as np
 import pytest
-from runs.studies import sharpflat, write
+from runs.studies import UPDATES, sharpflat, write
 
 import sharpflat as sf
 from sharpflat import config as configs
 from sharpflat.config.cells import LATER
 from sharpflat.runs.build import build_recipe, epochs_of, optimizer_arguments
 from sharpflat.training import Adversarial, Augmentation
-
-UPDATES = 5
-"""An epoch of the tiny study's, at batch size 8."""
 
 OF_RECIPE = {
     "clip": (0.01, {"clip": 0.01}),

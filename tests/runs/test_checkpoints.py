@@ -5,9 +5,9 @@ import shutil
 import jax
 import numpy as np
 import pytest
-from runs.interrupted import UPDATES, interrupted, orbax_leaves_reads
+from runs.interrupted import interrupted, orbax_leaves_reads
 from runs.kills import history, same
-from runs.studies import sharpflat, write
+from runs.studies import UPDATES, sharpflat, write
 
 import sharpflat as sf
 from sharpflat.runs import checkpoints

@@ -28,7 +28,7 @@ import time
 from sharpflat.runs import member
 row = member._row
 def slow(epoch):
-    time.sleep(0.05)
+    time.sleep(0.15)
     return row(epoch)
 member._row = slow
 """

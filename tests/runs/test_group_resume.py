@@ -100,11 +100,6 @@ def test_what_was_stopped_goes_on_whatever_is_asked(tmp_path, monkeypatch, first
     assert not left.exists()
 
 
-def kept(root):
-    """All that is on disk, but for who held it last."""
-    return {path: about for path, about in contents(root).items() if path.name != ".lock"}
-
-
 @pytest.mark.parametrize("how", [True, None])
 def test_part_of_a_stopped_group_is_refused_and_nothing_of_it_is_lost(tmp_path, monkeypatch, how):
     """Begun anew it would take the others' checkpoint from them."""
@@ -112,7 +107,7 @@ def test_part_of_a_stopped_group_is_refused_and_nothing_of_it_is_lost(tmp_path, 
     study = config(tmp_path, "seeds=3", **sweep)
     unbroken = sf.train(study, tmp_path / "unbroken")
     interrupted(study, root, monkeypatch, 2)
-    before, (folder,) = kept(root), root.glob("groups/*")
+    before, (folder,) = contents(root), root.glob("groups/*")
     part = config(tmp_path, "seeds=[1]", **{**sweep, "together": how})
     said = (
         f"groups/{folder.name}: was stopped while it trained {unbroken[1].id} together with runs "
@@ -120,7 +115,7 @@ def test_part_of_a_stopped_group_is_refused_and_nothing_of_it_is_lost(tmp_path, 
     )
     with pytest.raises(sf.InputError, match=said):
         sf.train(part, root)
-    assert kept(root) == before
+    assert contents(root) == before
     for one, other in zip(sf.train(study, root), unbroken, strict=True):
         assert same(one, other)
         assert "resumed" in one.provenance

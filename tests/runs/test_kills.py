@@ -61,7 +61,9 @@ def test_what_was_ignored_or_handled_before_still_is(monkeypatch):
 @pytest.fixture(scope="module", params=[None, True], ids=["cores", "groups"])
 def study(request, tmp_path_factory):
     """A study of four runs or of four groups, trained unbroken by two cores."""
-    return Killed(tmp_path_factory.mktemp("study"), request.param, epochs=60, pause=0.03)
+    made = Killed(tmp_path_factory.mktemp("study"), request.param, epochs=100, pause=0.02)
+    yield made
+    made.close()
 
 
 def test_killed_it_ends_as_the_unbroken_study(study):
@@ -112,8 +114,13 @@ def test_a_second_process_on_a_run_is_refused_by_name(study):
 
 @CORES
 def test_a_full_disk_loses_nothing(study):
-    (file, *_) = (study.folder / "unbroken").glob("runs/*/history.jsonl")
-    assert study.begin("full", largest_file=file.stat().st_size * 2 // 3).wait(timeout=120) == 1
+    sizes = {
+        what: [file.stat().st_size for file in (study.folder / "unbroken").glob(f"runs/*/{what}")]
+        for what in ("history.jsonl", "snapshots/*.npz")
+    }  # fmt: skip
+    between = max(sizes["snapshots/*.npz"]), min(sizes["history.jsonl"])
+    assert between[1] > 1.5 * between[0], "the start is kept, the history is not"
+    assert study.begin("full", largest_file=sum(between) // 2).wait(timeout=120) == 1
     assert "File too large" in study.errors
     lengths = [len(run.history) for run in sf.load_runs(study.folder / "full", "tiny")]
     assert max(lengths) > 0, "the disk was full in the midst of training"

@@ -7,15 +7,14 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
-from runs.interrupted import UPDATES, interrupted
+from runs.interrupted import interrupted
 from runs.kills import history, same
-from runs.studies import sharpflat, write
+from runs.studies import BATCH_NORM, UPDATES, sharpflat, write
 
 import sharpflat as sf
 from sharpflat import digests
 from sharpflat.runs import member, provenance
 
-BATCH_NORM = {"name": "mlp", "width": 8, "depth": 1, "batch_norm": True}
 PLAIN = {"name": "mlp", "width": 8, "depth": 1}
 
 

@@ -2,13 +2,11 @@
 
 import numpy as np
 import pytest
+from runs.studies import UPDATES
 from runs.watched import seen, study
 
 import sharpflat as sf
 from sharpflat.runs import trackers
-
-UPDATES = 5
-"""An epoch, at batch size 8."""
 
 
 def test_each_optimizers_own_threshold_stands_beside(tmp_path):

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from runs.interrupted import interrupted
 from runs.kills import history, same
-from runs.watched import BATCH_NORM, seen, study
+from runs.studies import BATCH_NORM
+from runs.watched import seen, study
 
 import sharpflat as sf
 from sharpflat.runs import tracking, train_run

@@ -1,8 +1,8 @@
 """What fails while it watches, or cannot be watched: its own error, and the training goes on."""
 
 import pytest
-from runs.studies import sharpflat, write
-from runs.watched import BATCH_NORM, seen, study
+from runs.studies import BATCH_NORM, sharpflat, write
+from runs.watched import seen, study
 
 import sharpflat as sf
 from sharpflat.runs import trackers, tracking

@@ -6,11 +6,10 @@ import jax
 import numpy as np
 import pytest
 from runs.interrupted import interrupted
-from runs.studies import sharpflat, write
+from runs.studies import BATCH_NORM, equal, sharpflat, write
 
 import sharpflat as sf
 
-BATCH_NORM = {"name": "mlp", "width": 8, "depth": 1, "batch_norm": True}
 ADAM = {"name": "adam", "learning_rate": 0.01}
 
 
@@ -19,10 +18,6 @@ def train(folder, root, optimizer=ADAM, **changes):
     path = write(folder, train=given, model=BATCH_NORM, sweep=None, seeds=1)
     (run,) = sf.train(sf.load_config(path), root)
     return run
-
-
-def equal(one, other):
-    return jax.tree.all(jax.tree.map(np.array_equal, one, other))
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from runs.studies import write
 
 import sharpflat as sf
 
-BATCH_NORM = {"name": "mlp", "width": 8, "depth": 1, "batch_norm": True}
 MOMENTUM = {"name": "momentum", "learning_rate": 0.05, "decay": 0.9}
 
 

@@ -1,0 +1,3 @@
+"""What a test registers is gone after it."""
+
+from plugins import own_registries  # noqa: F401

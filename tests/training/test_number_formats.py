@@ -60,7 +60,10 @@ def test_in_a_session_of_double_precision_single_ones_train_alone_and_together(x
     assert of_single_precision(together)
     alone = trained(recipes[1], beginning(starts[1]), 0)
     assert of_single_precision(alone)
-    close(jax.tree.map(lambda leaf: leaf[1], together.params), alone.params, atol=1e-5)
+    pair = jax.tree.map(lambda leaf: leaf[1], together.params), alone.params
+    for params in pair:
+        del params["Dense_0"]["bias"]  # before batch norm; Adam makes steps of its rounding
+    close(*pair, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,7 @@ def plot(
 ) -> None:
     """Draw a study's figures from its records."""
     from sharpflat import config, registry, report, runs
+    from sharpflat.validation import InputError
 
     settings = config.read_yaml(runs.study_folder(root, study) / "config.yaml")
     for file in dict.fromkeys([*settings["plugins"], *(plugin or [])]):
@@ -121,7 +122,7 @@ def plot(
     for argument in arguments or []:
         content = config.overridden(content, argument)
     if content and len(figure or []) != 1:
-        raise registry.InputError(f"plot: {next(iter(content))!r} needs --figure, and one alone")
+        raise InputError(f"plot: {next(iter(content))!r} needs --figure, and one alone")
     failures: list[str] = []
     asked = [{name: content} for name in figure] if figure else settings["figures"]
     drawn = report.draw(root, study, asked, failures.append)
@@ -180,7 +181,7 @@ def audit(
 
 def _meant(start: str, ids: Collection[str], root: str) -> str:
     """The one run whose id begins so."""
-    from sharpflat.registry import InputError, closest
+    from sharpflat.validation import InputError, closest
 
     found = [name for name in ids if name.startswith(start)]
     if len(found) == 1:
@@ -197,8 +198,8 @@ def show(
     root: Root = "results",
 ) -> None:
     """The table of a study's finished runs, gap and sharpness first; how far it has come."""
-    from sharpflat.registry import InputError
     from sharpflat.report import begun_studies
+    from sharpflat.validation import InputError
 
     studies = begun_studies(root)
     if study is None and not studies:
@@ -223,9 +224,10 @@ def list_entries(
     """What there is to choose from; with NAME formula, arguments, source."""
     from sharpflat import registry
     from sharpflat.config import Config
+    from sharpflat.validation import InputError, closest
 
     if kind not in KINDS:
-        raise registry.InputError(f"list: unknown kind {kind!r}{registry.closest(kind, KINDS)}")
+        raise InputError(f"list: unknown kind {kind!r}{closest(kind, KINDS)}")
     if kind == "config":
         schema = Config.model_json_schema()
         print(json.dumps(schema if name is None else _schema_of(schema, name), indent=2))
@@ -246,7 +248,7 @@ def list_entries(
 
 def _schema_of(schema: dict[str, Any], name: str) -> dict[str, Any]:
     """The part of the config's schema at a dotted key, with the definitions that it refers to."""
-    from sharpflat.registry import InputError, closest
+    from sharpflat.validation import InputError, closest
 
     part, defs = schema, schema["$defs"]
     for key in name.split("."):
@@ -296,7 +298,7 @@ def _exit_with(failures: list[str]) -> None:
 
 def main() -> None:
     """Entry point: bad input is one line and exit status 2."""
-    from sharpflat.registry import InputError
+    from sharpflat.validation import InputError
 
     try:
         app()

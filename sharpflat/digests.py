@@ -13,7 +13,9 @@ PACKAGE = Path(__file__).parent
 ONE_AT_A_TIME = threading.RLock()
 """Python 3.11 must not parse in two threads at once (gh-106905)."""
 
-NO_ARITHMETIC = (PACKAGE / "registry.py", PACKAGE / "objective" / "inputs.py")
+NO_ARITHMETIC = (
+    PACKAGE / "registry.py", PACKAGE / "validation.py", PACKAGE / "objective" / "inputs.py",
+)  # fmt: skip
 """Files that refuse and look up: no number depends on them."""
 
 

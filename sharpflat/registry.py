@@ -7,7 +7,6 @@ with their types and defaults are what a config may set.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import importlib
 import importlib.metadata
@@ -18,116 +17,16 @@ import sys
 import textwrap
 import traceback
 import types
-import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import pydantic
 
 from sharpflat import digests
-
-Positive = Annotated[float, pydantic.Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, pydantic.Field(ge=0, allow_inf_nan=False)]
-Finite = Annotated[float, pydantic.Field(allow_inf_nan=False)]
-Fraction = Annotated[float, pydantic.Field(ge=0, le=1, allow_inf_nan=False)]
-Decay = Annotated[float, pydantic.Field(ge=0, lt=1, allow_inf_nan=False)]
-PositiveDecay = Annotated[float, pydantic.Field(gt=0, lt=1, allow_inf_nan=False)]
-Count = Annotated[int, pydantic.Field(ge=1)]
-NaturalNumber = Annotated[int, pydantic.Field(ge=0)]
-
-
-class Location:
-    """Marks an argument that says where something lies, not what it is: run ids leave it out."""
-
-
-class InputError(ValueError):
-    """Input that cannot be used: one line that names the culprit and what was expected."""
-
-
-def closest(name: str, known: Iterable[str]) -> str:
-    """`; did you mean 'x'?` for the known name nearest to `name`, else a list of what there is."""
-    known = sorted(known)
-    match = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    if match:
-        return f"; did you mean {match[0]!r}?"
-    return f"; known: {', '.join(known)}" if known else "; none is allowed here"
-
-
-def validate(schema: type[pydantic.BaseModel], data: Any, where: str) -> pydantic.BaseModel:
-    """`data` checked strictly against `schema`.
-
-    Raises:
-        InputError: names the key (below `where`), what was expected, and the closest valid key.
-    """
-    if not isinstance(data, Mapping):
-        raise InputError(f"{where or 'config'}: expected a mapping of arguments, got {data!r}")
-    try:
-        text = json.dumps(dict(data), default=_json_number)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{where or 'config'}: {error}") from None
-    try:
-        # JSON mode is strict but for what YAML lacks: a list may stand for a tuple.
-        return schema.model_validate_json(text)
-    except pydantic.ValidationError as error:
-        raise InputError(_explain(schema, error, json.loads(text), where)) from None
-
-
-def _json_number(value: Any) -> Any:
-    """A NumPy or JAX scalar as Python's own number."""
-    if hasattr(value, "item") and getattr(value, "ndim", 0) == 0:
-        return value.item()
-    raise TypeError(f"expected numbers, text, lists or mappings, got {value!r}")
-
-
-def _explain(
-    schema: type[pydantic.BaseModel], error: pydantic.ValidationError, data: Any, where: str
-) -> str:
-    # Of a union's branches the one that got furthest was meant; a misspelt key is told before
-    # the one that it leaves missing.
-    first = max(error.errors(), key=lambda e: (len(e["loc"]), e["type"] == "extra_forbidden"))
-    path = _path(first["loc"], data)
-    if first["type"] == "missing":
-        path.append(first["loc"][-1])
-    key = ".".join(map(str, [where, *path] if where else path)) or "config"
-    if first["type"] == "extra_forbidden":
-        known = _fields_at(schema, path[:-1])
-        return f"{key}: unknown key {path[-1]!r}{closest(path[-1], known)}"
-    message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "missing":
-        return f"{key}: is required"
-    return f"{key}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
-
-
-def _path(loc: Iterable[Any], data: Any) -> list[Any]:
-    """The parts of `loc` that are keys of `data`; the others name branches of a union."""
-    path = []
-    for part in loc:
-        if (
-            part in data
-            if isinstance(data, dict)
-            else isinstance(data, list) and part in range(len(data))
-        ):
-            path.append(part)
-            data = data[part]
-    return path
-
-
-def _fields_at(schema: type[pydantic.BaseModel], path: Iterable[Any]) -> list[str]:
-    schemas = [schema]
-    for part in path:
-        if not isinstance(part, int):  # the elements of a list share its schema
-            fields = [s.model_fields[part] for s in schemas if part in s.model_fields]
-            schemas = [s for field in fields for s in _schemas_in(field.annotation)]
-    return [name for s in schemas for name in s.model_fields]
-
-
-def _schemas_in(annotation: Any) -> list[type[pydantic.BaseModel]]:
-    if inspect.isclass(annotation) and issubclass(annotation, pydantic.BaseModel):
-        return [annotation]
-    return [s for part in typing.get_args(annotation) for s in _schemas_in(part)]
+from sharpflat.validation import InputError, Location, closest, validate
 
 
 def told(error: Exception, entries: Iterable[Entry]) -> str:

@@ -17,7 +17,7 @@ import optax
 import pytest
 
 import sharpflat as sf
-from sharpflat.registry import InputError
+from sharpflat.validation import InputError
 
 IMAGES = {"c1": (2, 32, 32, 3), "c2": (2, 32, 32, 3), "c3": (2, 32, 32, 3), "c4": (2, 32, 32, 3)}
 DOWNLOADED = {"mnist", "cifar10", "cifar100", "arrays"}

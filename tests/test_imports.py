@@ -9,7 +9,7 @@ import sharpflat
 
 PACKAGE = Path(sharpflat.__file__).parent
 
-BASE = {"registry", "trees", "batch"}
+BASE = {"registry", "validation", "trees", "batch"}
 OBJECTIVE = BASE | {"networks", "objective"}
 MEASURING = OBJECTIVE | {"curvature", "sharpness", "landscape"}
 TRAINING = OBJECTIVE | {"training"}
@@ -18,7 +18,8 @@ RUNS = MEASURING | TRAINING | AUDIT | {"data", "config", "statistics", "digests"
 ALLOWED = {
     "__init__": set(),
     "digests": set(),
-    "registry": {"digests"},
+    "validation": set(),
+    "registry": {"digests", "validation"},
     "trees": set(),
     "batch": set(),
     "statistics": {"statistics"},
@@ -30,7 +31,7 @@ ALLOWED = {
     "landscape": OBJECTIVE | {"curvature", "landscape"},
     "audit": AUDIT,
     "training": TRAINING,
-    "config": {"registry", "config"},
+    "config": {"registry", "validation", "config"},
     "runs": RUNS,
     "plots": {"registry", "statistics", "plots"},
     "report": RUNS | {"plots", "report"},

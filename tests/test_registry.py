@@ -7,7 +7,8 @@ import pytest
 
 import sharpflat as sf
 from sharpflat import digests, registry
-from sharpflat.registry import Entry, InputError, Registry, load_plugin
+from sharpflat.registry import Entry, Registry, load_plugin
+from sharpflat.validation import InputError
 
 
 @pytest.fixture

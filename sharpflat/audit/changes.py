@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from sharpflat.audit.layers import Edits, Pair
 from sharpflat.objective import Objective
 from sharpflat.objective.layers import by_name, kernels
-from sharpflat.registry import InputError, closest
+from sharpflat.validation import InputError, closest
 
 TOLERANCE = 1e-4
 """Of the outputs' relative change: rounding is below it, a wrong guess at the layers above."""

@@ -40,9 +40,9 @@ from sharpflat.audit.verdicts import (
     verdict,
 )
 from sharpflat.objective import BatchNormPolicy, Objective
-from sharpflat.registry import InputError
 from sharpflat.sharpness import Estimate
 from sharpflat.sharpness.measuring import check_finite
+from sharpflat.validation import InputError
 
 ALPHA = 4.0
 """The factor of the rescalings by default; a power of two leaves no rounding."""

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from sharpflat.objective import Objective
-from sharpflat.registry import Entry, InputError, metrics
+from sharpflat.registry import Entry, metrics
 from sharpflat.sharpness import Estimate, check, measure_each
 from sharpflat.sharpness.measuring import NotFinite, missing_inputs, own_inputs
+from sharpflat.validation import InputError
 
 UNCERTIFIED = "!"
 Spec = str | Mapping[str, Mapping[str, Any] | None]

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 
 from sharpflat.audit.changes import Change
 from sharpflat.audit.layers import edited_arrays
-from sharpflat.registry import InputError, optimizers
+from sharpflat.registry import optimizers
+from sharpflat.validation import InputError
 
 SUMS = "sum_of_squares"
 POWERS = {"trace": 1, "mu": 1, "nu": 2, "nu_max": 2, SUMS: 2}

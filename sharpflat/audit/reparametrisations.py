@@ -25,7 +25,7 @@ from sharpflat.audit.changes import (
 from sharpflat.audit.layers import Edits, Pair, average, edited, pairs
 from sharpflat.objective import Objective
 from sharpflat.objective.layers import kernels
-from sharpflat.registry import InputError
+from sharpflat.validation import InputError
 
 EPSILON_TOLERANCE = 1e-2
 """The same for `batch_norm_scale`, where batch norm's ε cannot always be made up for."""

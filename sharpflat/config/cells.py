@@ -12,7 +12,8 @@ from typing import Any
 from sharpflat import registry
 from sharpflat.config.keys import get_key, set_key
 from sharpflat.config.schema import Config, Every, Looked, Spec, Train
-from sharpflat.registry import InputError, Registry, closest, validate
+from sharpflat.registry import Registry
+from sharpflat.validation import InputError, closest, validate
 
 SWEEPABLE = ("dataset", "model", "train")
 

@@ -6,7 +6,7 @@ import copy
 from typing import Any
 
 from sharpflat.config.reading import parse
-from sharpflat.registry import InputError
+from sharpflat.validation import InputError
 
 
 def overridden(content: dict[str, Any], override: str) -> dict[str, Any]:

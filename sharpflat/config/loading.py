@@ -11,7 +11,7 @@ from sharpflat.config.cells import cells, resolve
 from sharpflat.config.keys import overridden
 from sharpflat.config.reading import read_yaml
 from sharpflat.config.schema import Config, Measure
-from sharpflat.registry import InputError, validate
+from sharpflat.validation import InputError, validate
 
 
 def load(path: str | Path, overrides: Sequence[str] = (), plugins: Sequence[str] = ()) -> Config:

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from sharpflat.registry import InputError
+from sharpflat.validation import InputError
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -8,14 +8,7 @@ from typing import Annotated, Any, Literal
 import pydantic
 
 from sharpflat import registry
-from sharpflat.registry import (
-    Count,
-    Finite,
-    NaturalNumber,
-    NonNegative,
-    Positive,
-    PositiveDecay,
-)
+from sharpflat.validation import Count, Finite, NaturalNumber, NonNegative, Positive, PositiveDecay
 
 Policy = Literal["batch", "running", "recalibrated"]
 Seed = Annotated[int, pydantic.Field(ge=0, lt=2**31)]  # JAX's integers have 32 bits

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from sharpflat.data.base import Dataset
-from sharpflat.registry import InputError, datasets, import_modules
+from sharpflat.registry import datasets, import_modules
+from sharpflat.validation import InputError
 
 __all__ = ["Dataset", "datasets", "load"]
 

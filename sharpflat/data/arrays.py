@@ -12,7 +12,8 @@ import numpy as np
 from sharpflat.batch import Batch
 from sharpflat.data.base import Dataset, unit_interval
 from sharpflat.data.files import ENVIRONMENT, given_folders
-from sharpflat.registry import InputError, Location, closest, dataset
+from sharpflat.registry import dataset
+from sharpflat.validation import InputError, Location, closest
 
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from sharpflat.batch import Batch
-from sharpflat.registry import InputError
+from sharpflat.validation import InputError
 
 
 @dataclass(frozen=True, eq=False)

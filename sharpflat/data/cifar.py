@@ -15,7 +15,8 @@ import numpy as np
 from sharpflat.batch import Batch
 from sharpflat.data import files
 from sharpflat.data.base import Dataset, unit_interval
-from sharpflat.registry import InputError, Location, dataset
+from sharpflat.registry import dataset
+from sharpflat.validation import InputError, Location
 
 PIXELS = 3 * 32 * 32
 

@@ -6,7 +6,8 @@ import numpy as np
 
 from sharpflat.batch import Batch
 from sharpflat.data.base import Dataset
-from sharpflat.registry import Count, InputError, NaturalNumber, dataset
+from sharpflat.registry import dataset
+from sharpflat.validation import Count, InputError, NaturalNumber
 
 EXAMPLES = 1797
 

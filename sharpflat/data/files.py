@@ -21,7 +21,7 @@ from urllib.parse import urlparse
 
 import platformdirs
 
-from sharpflat.registry import InputError
+from sharpflat.validation import InputError
 
 ENVIRONMENT = "SHARPFLAT_DATA"
 _TIMEOUT = 30  # seconds without an answer before the next mirror is tried

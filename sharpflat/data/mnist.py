@@ -11,7 +11,8 @@ import numpy as np
 from sharpflat.batch import Batch
 from sharpflat.data.base import Dataset, unit_interval
 from sharpflat.data.files import DataFile, read
-from sharpflat.registry import InputError, Location, dataset
+from sharpflat.registry import dataset
+from sharpflat.validation import InputError, Location
 
 _MIRRORS = (
     "https://ossci-datasets.s3.amazonaws.com/mnist/",

@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from sharpflat.data.base import Dataset
-from sharpflat.registry import Count, InputError, closest, dataset, datasets
+from sharpflat.registry import dataset, datasets
+from sharpflat.validation import Count, InputError, closest
 
 
 @dataset

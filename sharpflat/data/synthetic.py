@@ -9,7 +9,8 @@ from pydantic import Field
 
 from sharpflat.batch import Batch
 from sharpflat.data.base import Dataset
-from sharpflat.registry import Count, Fraction, NaturalNumber, dataset
+from sharpflat.registry import dataset
+from sharpflat.validation import Count, Fraction, NaturalNumber
 
 
 @dataset

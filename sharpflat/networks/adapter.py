@@ -13,7 +13,7 @@ from flax import linen as nn
 from flax import nnx
 from flax.errors import InvalidRngError
 
-from sharpflat.registry import InputError
+from sharpflat.validation import InputError
 
 Flags = Callable[[bool, bool], dict[str, Any]]
 

@@ -13,7 +13,8 @@ import jax
 from flax import linen as nn
 
 from sharpflat.networks.convolution import convolution, max_pool
-from sharpflat.registry import Fraction, model
+from sharpflat.registry import model
+from sharpflat.validation import Fraction
 
 
 class Convolutional(nn.Module):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import jax
 from flax import linen as nn
 
-from sharpflat.registry import Count, model
+from sharpflat.registry import model
+from sharpflat.validation import Count
 
 
 class Perceptron(nn.Module):

@@ -10,7 +10,7 @@ from flax import errors
 
 from sharpflat.objective import derivatives
 from sharpflat.objective.layers import by_name
-from sharpflat.registry import InputError
+from sharpflat.validation import InputError
 
 if TYPE_CHECKING:
     from sharpflat.objective.objective import Objective

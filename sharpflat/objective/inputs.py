@@ -18,7 +18,7 @@ from sharpflat.objective import derivatives
 from sharpflat.objective.fit import output_shapes
 from sharpflat.objective.layers import name_of
 from sharpflat.objective.losses import cross_entropy, squared_error
-from sharpflat.registry import InputError
+from sharpflat.validation import InputError
 
 if TYPE_CHECKING:
     from sharpflat.objective.objective import Objective

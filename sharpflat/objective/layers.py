@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 from jax.tree_util import GetAttrKey
 
-from sharpflat.registry import InputError
+from sharpflat.validation import InputError
 
 if TYPE_CHECKING:
     from sharpflat.objective.objective import Objective

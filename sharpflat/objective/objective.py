@@ -17,7 +17,7 @@ from sharpflat.objective import derivatives, inputs
 from sharpflat.objective.layers import name_of
 from sharpflat.objective.losses import LOSSES
 from sharpflat.objective.sharing import once
-from sharpflat.registry import InputError, closest
+from sharpflat.validation import InputError, closest
 
 BatchNormPolicy = Literal["batch", "running", "recalibrated"]
 

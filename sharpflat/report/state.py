@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from sharpflat.config import Config, read_yaml
-from sharpflat.registry import InputError, closest, validate
 from sharpflat.runs.files import read_json
 from sharpflat.runs.record import Run
 from sharpflat.runs.requests import Request, requests
 from sharpflat.runs.table import column_names, measurement_columns
+from sharpflat.validation import InputError, closest, validate
 
 BEGUN = ("runs.json", "table.csv")
 ENDED = {"finished", "diverged", "failed"}

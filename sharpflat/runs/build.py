@@ -17,7 +17,7 @@ from sharpflat.data import Dataset, load
 from sharpflat.networks import Model
 from sharpflat.networks.adapter import has_batch_norm
 from sharpflat.objective import LOSSES, BatchNormPolicy, Objective
-from sharpflat.registry import Entry, InputError, datasets, models, optimizers
+from sharpflat.registry import Entry, datasets, models, optimizers
 from sharpflat.training import (
     Adversarial,
     Augmentation,
@@ -29,6 +29,7 @@ from sharpflat.training import (
     scaling,
     start,
 )
+from sharpflat.validation import InputError
 
 WITHOUT_SHAPE: dict[str, Any] = {
     "batch_size": 1, "accumulate": 1, "ghost_batch_norm": None, "regime_adaptation": None,

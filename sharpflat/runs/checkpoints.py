@@ -17,9 +17,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from sharpflat.registry import InputError
 from sharpflat.runs.files import make_folder
 from sharpflat.runs.snapshots import from_host, to_host
+from sharpflat.validation import InputError
 
 SECONDS_BETWEEN = 60.0
 # Orbax tells saves of one process apart by a counter that is the process's: with several at once

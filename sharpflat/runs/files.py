@@ -15,7 +15,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from sharpflat.registry import InputError
+from sharpflat.validation import InputError
 
 
 def make_folder(path: Path) -> Path:

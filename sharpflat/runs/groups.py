@@ -15,7 +15,6 @@ import numpy as np
 import optax
 
 from sharpflat.config import RunConfig
-from sharpflat.registry import InputError
 from sharpflat.runs import files
 from sharpflat.runs.build import (
     optimizer_arguments,
@@ -26,6 +25,7 @@ from sharpflat.runs.layout import SHARE_OF_MEMORY, device_memory, is_streamed
 from sharpflat.runs.memory import evaluation_bytes, update_bytes
 from sharpflat.runs.record import ENDED, Run
 from sharpflat.training import Members, optimizer_of
+from sharpflat.validation import InputError
 
 
 class Group(NamedTuple):

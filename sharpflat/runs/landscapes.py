@@ -12,11 +12,11 @@ import numpy as np
 
 from sharpflat.config import Config, Line, RunConfig
 from sharpflat.landscape import line
-from sharpflat.registry import InputError, closest
 from sharpflat.runs import files
 from sharpflat.runs.build import check_chunk
 from sharpflat.runs.progress import Reporter
 from sharpflat.runs.record import Run
+from sharpflat.validation import InputError, closest
 
 
 def compute_landscapes(

@@ -13,9 +13,9 @@ from jax.sharding import Mesh
 
 from sharpflat.batch import Batch
 from sharpflat.config import Config, RunConfig
-from sharpflat.registry import InputError
 from sharpflat.runs.build import Resident, own_data, resident
 from sharpflat.training import data_mesh, shares
+from sharpflat.validation import InputError
 
 SHARE_OF_MEMORY = 0.5
 BYTES_STREAMED = 2**28

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from sharpflat.registry import InputError, metrics
+from sharpflat.registry import metrics
 from sharpflat.runs import files, outcomes
 from sharpflat.runs.progress import Reporter
 from sharpflat.runs.provenance import commit, device, versions
 from sharpflat.runs.record import Run
 from sharpflat.runs.requests import HANDED_OVER, Request, missing, not_finite
 from sharpflat.sharpness import Measured, check, measure_each
+from sharpflat.validation import InputError
 
 
 def measure_run(run: Run, asked: list[Request], reporter: Reporter) -> None:

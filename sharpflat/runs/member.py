@@ -10,7 +10,6 @@ from typing import Any
 
 from sharpflat import trees
 from sharpflat.config import RunConfig
-from sharpflat.registry import InputError
 from sharpflat.runs import files
 from sharpflat.runs.build import Resident, build_recipe, epochs_of
 from sharpflat.runs.evaluation import evaluate
@@ -28,6 +27,7 @@ from sharpflat.runs.provenance import (
 from sharpflat.runs.snapshots import save_tree
 from sharpflat.runs.tracking import Tracking
 from sharpflat.training import Epoch, Recipe, Stopping, TrainState
+from sharpflat.validation import InputError
 
 
 class Member:

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from sharpflat.registry import InputError
+from sharpflat.validation import InputError
 
 VARIABLES = ("SHARPFLAT_COORDINATOR", "SHARPFLAT_PROCESSES", "SHARPFLAT_PROCESS")
 NONE = "0" * 16

@@ -9,12 +9,12 @@ from typing import Any
 import yaml
 
 from sharpflat.objective import BatchNormPolicy, Objective
-from sharpflat.registry import InputError, closest
 from sharpflat.runs.build import build_recipe, own_data, resident, state_like
 from sharpflat.runs.files import read_fields, read_lines
 from sharpflat.runs.layout import is_streamed
 from sharpflat.runs.snapshots import load_tree
 from sharpflat.training import Batches, TrainState
+from sharpflat.validation import InputError, closest
 
 ENDED = ("finished", "diverged")
 """Statuses of a training that is not gone on with."""

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from sharpflat.config import Config, Measure, Policy, resolve
-from sharpflat.registry import InputError, closest, metrics, optimizers
+from sharpflat.registry import metrics, optimizers
 from sharpflat.runs import files
 from sharpflat.runs.build import (
     abstract_objective,
@@ -25,6 +25,7 @@ from sharpflat.runs.build import (
 )
 from sharpflat.runs.record import Run, measurement_key
 from sharpflat.sharpness import check
+from sharpflat.validation import InputError, closest
 
 HANDED_OVER: dict[str, Callable[[Run], Any]] = {
     "initial_params": lambda run: run.initial_params,

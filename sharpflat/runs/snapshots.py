@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from sharpflat.registry import InputError
 from sharpflat.runs.files import replacing
+from sharpflat.validation import InputError
 
 
 def save_tree(path: Path, tree: Any) -> None:

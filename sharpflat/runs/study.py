@@ -13,7 +13,6 @@ import yaml
 
 from sharpflat import config as configs
 from sharpflat.config import Config, RunConfig
-from sharpflat.registry import InputError, closest
 from sharpflat.runs import files
 from sharpflat.runs.build import (
     build_recipe,
@@ -41,6 +40,7 @@ from sharpflat.runs.table import read_table, swept_keys, table_rows, write_table
 from sharpflat.runs.tracking import check_tracks
 from sharpflat.runs.train_run import follow_group, train_group
 from sharpflat.runs.warm_starts import check_warm_starts
+from sharpflat.validation import InputError, closest
 
 TABLE_SECONDS = 10.0
 """Between two tables of a study that trains: each reads the records of all its runs."""

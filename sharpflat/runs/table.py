@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sharpflat.registry import InputError
 from sharpflat.runs import files
 from sharpflat.runs.record import Run, measurement_key
 from sharpflat.runs.requests import Request
+from sharpflat.validation import InputError
 
 FINALS = ("train_accuracy", "test_accuracy", "train_loss", "test_loss", "generalization_gap")
 SUFFIXES = ("", "_standard_error", "_converged", "_batch_norm")

@@ -20,11 +20,12 @@ from sharpflat.config import Policy
 from sharpflat.curvature.krylov import Krylov, hessian
 from sharpflat.curvature.lanczos import RISK, leading, outermost_eigenvalue
 from sharpflat.objective import Objective
-from sharpflat.registry import Count, Positive, tracker
+from sharpflat.registry import tracker
 from sharpflat.runs.snapshots import save_tree
 from sharpflat.sharpness import Estimate
 from sharpflat.training import Batches, Recipe, TrainState
 from sharpflat.training.batching import epoch_order
+from sharpflat.validation import Count, Positive
 
 MOST_EXAMPLES = 10_000
 

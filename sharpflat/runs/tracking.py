@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from sharpflat import trees
 from sharpflat.batch import Batch
 from sharpflat.config import Every, Looked
-from sharpflat.registry import Entry, InputError, metrics, trackers
+from sharpflat.registry import Entry, metrics, trackers
 from sharpflat.runs import files, outcomes
 from sharpflat.runs.build import (
     check_chunk,
@@ -27,6 +27,7 @@ from sharpflat.runs.snapshots import load_tree
 from sharpflat.runs.trackers import Look
 from sharpflat.sharpness import Measured, check, measure_each
 from sharpflat.training import Batches, Recipe, TrainState, rate_at, stability_threshold
+from sharpflat.validation import InputError
 
 OF_HESSIAN = ("top_eigenvalue", "hessian_top_eigenvalues")
 OF_PRECONDITIONED = ("preconditioned_sharpness",)

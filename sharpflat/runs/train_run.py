@@ -17,7 +17,7 @@ import yaml
 
 from sharpflat.batch import Batch
 from sharpflat.config import RunConfig
-from sharpflat.registry import Entry, InputError, datasets, models, optimizers, told
+from sharpflat.registry import Entry, datasets, models, optimizers, told
 from sharpflat.runs import files
 from sharpflat.runs.build import build_recipe
 from sharpflat.runs.checkpoints import Checkpoints
@@ -42,6 +42,7 @@ from sharpflat.training import (
     own,
     start,
 )
+from sharpflat.validation import InputError
 
 
 def train_group(

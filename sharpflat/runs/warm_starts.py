@@ -10,10 +10,10 @@ import jax
 
 from sharpflat.config import RunConfig
 from sharpflat.objective.layers import by_name
-from sharpflat.registry import InputError, closest
 from sharpflat.runs.build import build_recipe, state_like
 from sharpflat.runs.record import ENDED, Run
 from sharpflat.training import TrainState
+from sharpflat.validation import InputError, closest
 
 
 def warm_start(config: dict[str, Any], root: Path, plain: TrainState) -> TrainState:

@@ -12,7 +12,7 @@ import numpy as np
 
 from sharpflat import trees
 from sharpflat.objective import Objective
-from sharpflat.registry import Count, Positive, metric
+from sharpflat.registry import metric
 from sharpflat.sharpness.base import Estimate
 from sharpflat.sharpness.subsets import (
     outputs_if_normalized,
@@ -21,6 +21,7 @@ from sharpflat.sharpness.subsets import (
     whole_chunks,
     with_normalized_logits,
 )
+from sharpflat.validation import Count, Positive
 
 Noise = Literal["gaussian", "uniform"]
 

@@ -14,7 +14,8 @@ import numpy as np
 
 from sharpflat import trees
 from sharpflat.objective import Objective
-from sharpflat.registry import Entry, InputError
+from sharpflat.registry import Entry
+from sharpflat.validation import InputError
 
 
 class Estimate(NamedTuple):

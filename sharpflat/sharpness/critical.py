@@ -12,11 +12,12 @@ import numpy as np
 
 from sharpflat import trees
 from sharpflat.objective import Objective
-from sharpflat.registry import Count, Positive, metric
+from sharpflat.registry import metric
 from sharpflat.sharpness.base import Estimate, above_rounding
 from sharpflat.sharpness.crossing import Crossing, first_crossing
 from sharpflat.sharpness.gradient_norms import scaled
 from sharpflat.sharpness.sam import loss_and_gradient
+from sharpflat.validation import Count, Positive
 
 START = 0.1
 Direction = Literal["gradient", "sign"]

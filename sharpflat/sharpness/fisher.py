@@ -13,7 +13,7 @@ import numpy as np
 from sharpflat import trees
 from sharpflat.batch import Batch
 from sharpflat.objective import LOSSES, Objective
-from sharpflat.registry import Count, InputError, metric
+from sharpflat.registry import metric
 from sharpflat.sharpness.base import (
     Estimate,
     map_draws,
@@ -22,6 +22,7 @@ from sharpflat.sharpness.base import (
     selects_parameters,
 )
 from sharpflat.sharpness.gradient_noise import EXAMPLE_PASS, example_gradients, slopes_along
+from sharpflat.validation import Count, InputError
 
 
 def names_its_labels(objective: Objective, arguments: Mapping[str, Any]) -> None:

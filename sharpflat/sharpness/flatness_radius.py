@@ -12,12 +12,13 @@ from jax.typing import ArrayLike
 
 from sharpflat import trees
 from sharpflat.objective import Objective
-from sharpflat.registry import Count, Fraction, Positive, metric
+from sharpflat.registry import metric
 from sharpflat.sharpness.base import Estimate
 from sharpflat.sharpness.crossing import Crossing, first_crossing
 from sharpflat.sharpness.pac_bayes import lost, may_be_lost, needs_classes
 from sharpflat.sharpness.sam import loss_and_gradient
 from sharpflat.sharpness.subsets import scales
+from sharpflat.validation import Count, Fraction, Positive
 
 START, START_RELATIVE = 1e-3, 1e-2
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from sharpflat import trees
 from sharpflat.objective import Objective
-from sharpflat.registry import Count, metric
+from sharpflat.registry import metric
 from sharpflat.sharpness.base import Estimate, needs_single_examples
 from sharpflat.sharpness.gradient_norms import held_fixed, scaled
+from sharpflat.validation import Count
 
 EXAMPLE_PASS = 12.0
 """Gradients' worth of a pass over the examples' own, measured on a CPU for a wide perceptron."""

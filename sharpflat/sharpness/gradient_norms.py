@@ -14,8 +14,9 @@ import numpy as np
 from sharpflat import trees
 from sharpflat.batch import Batch, map_over_chunks
 from sharpflat.objective import Objective
-from sharpflat.registry import Count, InputError, metric
+from sharpflat.registry import metric
 from sharpflat.sharpness.base import Estimate, fits_examples, needs_single_examples
+from sharpflat.validation import Count, InputError
 
 
 def real_inputs(objective: Objective, arguments: Mapping[str, Any]) -> None:

@@ -12,8 +12,9 @@ from sharpflat import trees
 from sharpflat.curvature.krylov import Krylov, gauss_newton, hessian, shared_space
 from sharpflat.curvature.lanczos import RISK, eigenpairs, outermost_eigenvalue
 from sharpflat.objective import Objective
-from sharpflat.registry import Count, Positive, metric
+from sharpflat.registry import metric
 from sharpflat.sharpness.base import Estimate, needs_outputs, selects_parameters
+from sharpflat.validation import Count, Positive
 
 
 def _cost(examples: int, arguments: Mapping[str, Any]) -> float:

@@ -11,8 +11,9 @@ import numpy as np
 from sharpflat.curvature.krylov import Krylov, Operator, gauss_newton, hessian, shared_space
 from sharpflat.curvature.moments import Moments, moments
 from sharpflat.objective import Objective
-from sharpflat.registry import Count, NaturalNumber, metric
+from sharpflat.registry import metric
 from sharpflat.sharpness.base import Estimate, needs_outputs, selects_parameters
+from sharpflat.validation import Count, NaturalNumber
 
 
 def _cost(examples: int, arguments: Mapping[str, Any]) -> float:

@@ -13,9 +13,10 @@ from jax.flatten_util import ravel_pytree
 
 from sharpflat import trees
 from sharpflat.objective import Objective
-from sharpflat.registry import Count, InputError, Positive, metric
+from sharpflat.registry import metric
 from sharpflat.sharpness.base import Estimate, above_rounding
 from sharpflat.sharpness.subsets import exact_gradient
+from sharpflat.validation import Count, InputError, Positive
 
 TOLERANCE = 0.01
 

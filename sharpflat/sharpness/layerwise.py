@@ -11,9 +11,10 @@ import numpy as np
 from sharpflat.curvature.krylov import Krylov, hessian
 from sharpflat.curvature.lanczos import RISK, Eigenvalue, outermost_eigenvalue
 from sharpflat.objective import Objective
-from sharpflat.registry import Count, NaturalNumber, Positive, metric
+from sharpflat.registry import metric
 from sharpflat.sharpness.base import Estimate, selects_parameters
 from sharpflat.sharpness.hessian_moments import moments_of
+from sharpflat.validation import Count, NaturalNumber, Positive
 
 
 def _cost(examples: int, arguments: Mapping[str, Any]) -> float:

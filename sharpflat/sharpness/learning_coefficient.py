@@ -13,7 +13,7 @@ from jax.typing import ArrayLike
 
 from sharpflat import trees
 from sharpflat.objective import Objective
-from sharpflat.registry import Count, InputError, NaturalNumber, Positive, metric
+from sharpflat.registry import metric
 from sharpflat.sharpness.base import Estimate
 from sharpflat.sharpness.langevin import (
     POWER_STEPS,
@@ -28,6 +28,7 @@ from sharpflat.sharpness.langevin import (
     too_wide,
 )
 from sharpflat.sharpness.subsets import exact_gradient, whole_chunks
+from sharpflat.validation import Count, InputError, NaturalNumber, Positive
 
 MIXED, FILLED = 1.1, 4.0
 ABOVE = 1.1

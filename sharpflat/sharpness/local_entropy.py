@@ -13,7 +13,7 @@ import numpy as np
 
 from sharpflat import trees
 from sharpflat.objective import Objective
-from sharpflat.registry import Count, NaturalNumber, Positive, metric
+from sharpflat.registry import metric
 from sharpflat.sharpness.base import Estimate
 from sharpflat.sharpness.langevin import (
     POWER_STEPS,
@@ -28,6 +28,7 @@ from sharpflat.sharpness.langevin import (
     too_wide,
 )
 from sharpflat.sharpness.subsets import exact_gradient, whole_chunks
+from sharpflat.validation import Count, NaturalNumber, Positive
 
 OF_STABLE = 2.0
 """ε k, k the largest curvature; the step is stable below 4."""

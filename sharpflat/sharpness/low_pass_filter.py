@@ -7,8 +7,9 @@ import numpy as np
 
 from sharpflat import trees
 from sharpflat.objective import Objective
-from sharpflat.registry import Count, Positive, metric
+from sharpflat.registry import metric
 from sharpflat.sharpness.base import Estimate, map_draws
+from sharpflat.validation import Count, Positive
 
 
 @metric(cost=lambda examples, arguments: (arguments["draws"] + 1) / 3)

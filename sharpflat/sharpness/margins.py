@@ -10,8 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from sharpflat.objective import Objective
-from sharpflat.registry import Fraction, InputError, metric
+from sharpflat.registry import metric
 from sharpflat.sharpness.base import Estimate, needs_outputs
+from sharpflat.validation import Fraction, InputError
 
 
 def has_kernels(objective: Objective, arguments: Mapping[str, Any]) -> None:

@@ -14,8 +14,9 @@ import numpy as np
 
 from sharpflat import trees
 from sharpflat.objective import Objective, sharing
-from sharpflat.registry import Entry, InputError, closest, metrics, told
+from sharpflat.registry import Entry, metrics, told
 from sharpflat.sharpness.base import Estimate, checked, key_of
+from sharpflat.validation import InputError, closest
 
 Spec = str | Mapping[str, Mapping[str, Any] | None]
 

@@ -12,9 +12,10 @@ import numpy as np
 from sharpflat import trees
 from sharpflat.objective import Objective
 from sharpflat.objective.layers import by_name, name_of
-from sharpflat.registry import InputError, closest, metric
+from sharpflat.registry import metric
 from sharpflat.sharpness.base import Estimate, needs_outputs
 from sharpflat.sharpness.gradient_norms import real_inputs
+from sharpflat.validation import InputError, closest
 
 Named = dict[str, Any]
 

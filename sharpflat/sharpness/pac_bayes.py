@@ -13,9 +13,10 @@ import numpy as np
 
 from sharpflat import trees
 from sharpflat.objective import Objective
-from sharpflat.registry import Count, Fraction, InputError, NonNegative, Positive, metric
+from sharpflat.registry import metric
 from sharpflat.sharpness.base import Estimate, needs_outputs
 from sharpflat.sharpness.crossing import Crossing, first_crossing
+from sharpflat.validation import Count, Fraction, InputError, NonNegative, Positive
 
 START, SLOPE_STEP = 0.1, 0.2
 

@@ -14,9 +14,10 @@ from jax.tree_util import Partial
 from sharpflat import trees
 from sharpflat.curvature.krylov import Krylov, hessian
 from sharpflat.objective import Objective
-from sharpflat.registry import Count, Decay, InputError, Positive, metric, optimizers
+from sharpflat.registry import metric, optimizers
 from sharpflat.sharpness.base import Estimate, selects_parameters
 from sharpflat.sharpness.hessian import outermost
+from sharpflat.validation import Count, Decay, InputError, Positive
 
 
 def _fits_state(objective: Objective, arguments: Mapping[str, Any]) -> None:

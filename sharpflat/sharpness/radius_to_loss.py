@@ -12,9 +12,10 @@ import numpy as np
 
 from sharpflat import trees
 from sharpflat.objective import Objective
-from sharpflat.registry import Count, InputError, Positive, metric
+from sharpflat.registry import metric
 from sharpflat.sharpness.base import Estimate, map_draws
 from sharpflat.sharpness.crossing import Crossing, first_crossing
+from sharpflat.validation import Count, InputError, Positive
 
 START, EVALUATIONS = 0.1, 60
 LOG_2 = math.log(2)

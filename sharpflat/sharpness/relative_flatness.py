@@ -11,8 +11,9 @@ import numpy as np
 
 from sharpflat.objective import Objective
 from sharpflat.objective.layers import order_of_use
-from sharpflat.registry import Count, InputError, closest, metric
+from sharpflat.registry import metric
 from sharpflat.sharpness.base import Estimate
+from sharpflat.validation import Count, InputError, closest
 
 
 def _check(objective: Objective, arguments: Mapping[str, Any]) -> None:

@@ -11,10 +11,11 @@ import numpy as np
 
 from sharpflat import trees
 from sharpflat.objective import Objective
-from sharpflat.registry import Count, InputError, NonNegative, Positive, metric
+from sharpflat.registry import metric
 from sharpflat.sharpness.base import Estimate, above_rounding
 from sharpflat.sharpness.gradient_norms import scaled
 from sharpflat.sharpness.subsets import needs_whole_chunks, subset_rows
+from sharpflat.validation import Count, InputError, NonNegative, Positive
 
 
 def loss_and_gradient(objective: Objective, key: jax.Array) -> tuple[jax.Array, Any]:

@@ -11,8 +11,9 @@ import numpy as np
 from sharpflat.curvature.krylov import Krylov, hessian, shared_space
 from sharpflat.curvature.quadrature import Quadrature, joined, quadrature, smoothed
 from sharpflat.objective import Objective
-from sharpflat.registry import Count, InputError, Positive, metric
+from sharpflat.registry import metric
 from sharpflat.sharpness.base import Estimate, selects_parameters
+from sharpflat.validation import Count, InputError, Positive
 
 MARGIN = 5
 """The grid's margins beyond the outermost nodes, in s."""

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from sharpflat.objective import Objective
-from sharpflat.registry import InputError
+from sharpflat.validation import InputError
 
 SMALLEST_NORM = 1e-10
 

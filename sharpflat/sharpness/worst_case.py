@@ -12,7 +12,7 @@ import numpy as np
 
 from sharpflat import trees
 from sharpflat.objective import Objective
-from sharpflat.registry import Count, Positive, metric
+from sharpflat.registry import metric
 from sharpflat.sharpness.auto_pgd import Ball, Norm, ascend
 from sharpflat.sharpness.base import Estimate, above_rounding
 from sharpflat.sharpness.subsets import (
@@ -23,6 +23,7 @@ from sharpflat.sharpness.subsets import (
     whole_chunks,
     with_normalized_logits,
 )
+from sharpflat.validation import Count, Positive
 
 TOLERANCE = 0.01
 

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import optax
 
 from sharpflat import trees
-from sharpflat.registry import Count, Fraction, InputError, NonNegative, Positive, optimizer
+from sharpflat.registry import optimizer
+from sharpflat.validation import Count, Fraction, InputError, NonNegative, Positive
 
 
 class EntropyState(NamedTuple):

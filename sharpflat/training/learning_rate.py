@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import pydantic
 
-from sharpflat.registry import Fraction, Positive, schedule, schedules
+from sharpflat.registry import schedule, schedules
+from sharpflat.validation import Fraction, Positive
 
 Factor = Callable[[jax.Array], jax.Array]
 

@@ -10,10 +10,11 @@ from typing import Any, Literal
 import jax.numpy as jnp
 import optax
 
-from sharpflat.registry import InputError, optimizers, schedules
+from sharpflat.registry import optimizers, schedules
 from sharpflat.training.averages import ema, swa
 from sharpflat.training.conservative import conservative as several_steps
 from sharpflat.training.learning_rate import factor_of
+from sharpflat.validation import InputError
 
 Build = Callable[[dict[str, Any]], optax.GradientTransformation]
 ScalingRule = Literal["linear", "sqrt", "none"]

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import optax
 from optax.contrib import sam as sharpness_aware
 
-from sharpflat.registry import Decay, NonNegative, Positive, optimizer
+from sharpflat.registry import optimizer
+from sharpflat.validation import Decay, NonNegative, Positive
 
 SMALLEST = 1e-12
 """Beside the norm that divides: at a stationary point there is no step."""

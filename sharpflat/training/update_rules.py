@@ -11,7 +11,8 @@ import jax
 import optax
 import optax.contrib
 
-from sharpflat.registry import Decay, NonNegative, Positive, PositiveDecay, optimizer
+from sharpflat.registry import optimizer
+from sharpflat.validation import Decay, NonNegative, Positive, PositiveDecay
 
 
 @optimizer

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from sharpflat.data import load
-from sharpflat.registry import InputError
+from sharpflat.validation import InputError
 
 PIXELS = np.arange(24, dtype=np.uint8).reshape(2, 2, 2, 3) * 10
 GOOD = {

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sharpflat.data import cifar, load
-from sharpflat.registry import InputError
+from sharpflat.validation import InputError
 
 COUNTS = {
     "cifar10": ({f"data_batch_{number}.bin": 4 for number in range(1, 6)}, {"test_batch.bin": 10}),

@@ -9,7 +9,8 @@ import pytest
 import sharpflat.data
 from sharpflat.batch import Batch
 from sharpflat.data import Dataset, datasets, load
-from sharpflat.registry import InputError, Registry
+from sharpflat.registry import Registry
+from sharpflat.validation import InputError
 
 
 def split(examples=4, shape=(3,), labels=None, **changes):

@@ -5,7 +5,7 @@ import pytest
 from sklearn.datasets import load_digits
 
 from sharpflat.data import load
-from sharpflat.registry import InputError
+from sharpflat.validation import InputError
 
 
 def test_shapes_and_range():

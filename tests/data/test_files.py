@@ -11,7 +11,7 @@ import pytest
 
 from sharpflat.data import files
 from sharpflat.data.files import DataFile, content, find, folders, read
-from sharpflat.registry import InputError
+from sharpflat.validation import InputError
 
 CONTENT = bytes(range(256)) * 40
 

@@ -13,7 +13,7 @@ import pytest
 from sharpflat.data import load
 from sharpflat.data import mnist as module
 from sharpflat.data.mnist import parse_idx
-from sharpflat.registry import InputError
+from sharpflat.validation import InputError
 
 
 def idx(array):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sharpflat.data import load
-from sharpflat.registry import InputError
+from sharpflat.validation import InputError
 
 
 def synthetic(**arguments):

@@ -14,9 +14,9 @@ from runs.studies import sharpflat, write
 
 import sharpflat as sf
 from sharpflat import config as configs
-from sharpflat.registry import InputError
 from sharpflat.runs import evaluation, groups, layout
 from sharpflat.runs.layout import Layout, is_streamed
+from sharpflat.validation import InputError
 
 # Not Adam, which makes steps of the rounding in biases that batch norm takes away again.
 TRAIN = {"batch_size": 8, "epochs": 3, "optimizer": {"name": "gradient_descent"}}

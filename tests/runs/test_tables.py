@@ -7,7 +7,6 @@ import yaml
 from runs.studies import content
 
 from sharpflat import config as configs
-from sharpflat.registry import InputError
 from sharpflat.runs.requests import requests
 from sharpflat.runs.summary import large_batch_gap, paired, summarise
 from sharpflat.runs.table import (
@@ -17,6 +16,7 @@ from sharpflat.runs.table import (
     swept_keys,
     write_table,
 )
+from sharpflat.validation import InputError
 
 
 def columns(measure):

@@ -5,22 +5,25 @@ from __future__ import annotations
 import ast
 import functools
 import hashlib
+import json
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 PACKAGE = Path(__file__).parent
 ONE_AT_A_TIME = threading.RLock()
 """Python 3.11 must not parse in two threads at once (gh-106905)."""
 
-NO_ARITHMETIC = (
-    PACKAGE / "registry.py", PACKAGE / "validation.py", PACKAGE / "objective" / "inputs.py",
-)  # fmt: skip
-"""Files that refuse and look up: no number depends on them."""
+UNSAID = ("ctx", "kind", "type_comment")
+"""Fields of a syntax tree that follow from the others, or change nothing."""
+
+NO_ARITHMETIC = ("sharpflat.registry", "sharpflat.validation", "sharpflat.objective.inputs")
+"""Modules that refuse and look up: no number depends on them, nor on what is imported of them."""
 
 
 def of_code(source: str) -> str:
-    """Digest of a module's code, without docstrings and comments."""
+    """Digest of a module's code, without docstrings, comments and `NO_ARITHMETIC`."""
     with ONE_AT_A_TIME:
         return _digest([_code_only(ast.parse(source))])
 
@@ -72,7 +75,7 @@ def _imported(tree: ast.Module) -> Iterator[Path]:
                 names = [alias.name for alias in node.names]
             case _:
                 continue
-        yield from (file for name in names for file in _files(name) if file not in NO_ARITHMETIC)
+        yield from (file for name in names if name not in NO_ARITHMETIC for file in _files(name))
 
 
 def _files(name: str) -> list[Path]:
@@ -94,9 +97,31 @@ def _measuring() -> Iterator[Path]:
 
 
 def _code_only(tree: ast.Module) -> str:
-    for node in ast.walk(tree):
-        match node:
-            case ast.Module() | ast.ClassDef() | ast.FunctionDef() if ast.get_docstring(node):
-                node.body = node.body[1:]
-    # Not ast.dump, whose text differs between versions of Python.
-    return ast.unparse(tree)
+    return json.dumps(_said(tree))
+
+
+def _said(node: Any) -> Any:
+    """A syntax tree in lists; neither `ast.dump` nor `ast.unparse` is the same in every Python."""
+    match node:
+        case list():
+            return [_said(part) for part in node if not _counts_for_nothing(part)]
+        case ast.JoinedStr():
+            return ["JoinedStr", [_said(part) for part in node.values if not _is_empty(part)]]
+        case ast.AST():
+            fields = [(name, value) for name, value in ast.iter_fields(node) if name not in UNSAID]
+            said = {name: _said(value) for name, value in fields if value not in (None, [])}
+            return [type(node).__name__, said]
+    return repr(node)
+
+
+def _counts_for_nothing(node: Any) -> bool:
+    match node:
+        case ast.Expr(value=ast.Constant(value=str())):  # a docstring
+            return True
+        case ast.ImportFrom(module=module):
+            return module in NO_ARITHMETIC
+    return False
+
+
+def _is_empty(part: ast.expr) -> bool:
+    return isinstance(part, ast.Constant) and part.value == ""

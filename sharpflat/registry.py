@@ -8,6 +8,7 @@ with their types and defaults are what a config may set.
 from __future__ import annotations
 
 import functools
+import hashlib
 import importlib
 import importlib.metadata
 import inspect
@@ -140,7 +141,10 @@ class Entry:
     @cached_property
     def file(self) -> Path | None:
         """The file that holds the function, where there is one."""
-        path = inspect.getsourcefile(self.function)
+        try:
+            path = inspect.getsourcefile(inspect.unwrap(self.function))
+        except TypeError:
+            return None
         return Path(path) if path else None
 
     @property
@@ -150,14 +154,26 @@ class Entry:
 
     @cached_property
     def digest(self) -> str:
-        """Digest of the code of its module, of what measures with what that imports of ours."""
-        module = sys.modules.get(self.function.__module__)
-        source = self.file.read_text() if self.file and self.file.exists() else ""
-        if not source and module is not None:
-            source = textwrap.dedent(inspect.getsource(self.function))
+        """Digest of the code of its module, of what measures with what that imports of ours.
+
+        Raises:
+            InputError: the code cannot be read.
+        """
+        try:
+            source = self._source()
+        except (OSError, TypeError):
+            raise InputError(
+                f"{self.kind} {self.name!r}: its code cannot be read; write it in a file"
+            ) from None
         measures = self.kind in ("metric", "tracker")
         of = digests.of_code_and_imports if measures else digests.of_code
         return of(source)
+
+    def _source(self) -> str:
+        """That of the module; a notebook's cell is in no file, and has the function's alone."""
+        if self.file is not None and self.file.exists():
+            return self.file.read_text()
+        return textwrap.dedent(inspect.getsource(self.function))
 
 
 def _as_text(value: Any) -> str:
@@ -259,7 +275,8 @@ def load_plugin(path: str | Path) -> None:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"plugin {path}: no such file")
-    module = types.ModuleType(f"sharpflat_plugin_{path.stem}")
+    place = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:8]
+    module = types.ModuleType(f"sharpflat_plugin_{path.stem}_{place}")
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
     try:

@@ -11,6 +11,6 @@ fill_registries()
 @pytest.fixture(autouse=True)
 def own_registries(monkeypatch):
     """What a test's plugins register is gone after it."""
-    for kind in ("metrics", "models", "datasets", "optimizers", "schedules", "figures"):
+    for kind in ("metrics", "models", "datasets", "optimizers", "schedules", "figures", "trackers"):
         entries = getattr(registry, kind)
         monkeypatch.setattr(entries, "_entries", dict(entries._entries))

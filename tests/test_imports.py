@@ -33,7 +33,7 @@ ALLOWED = {
     "training": TRAINING,
     "config": {"registry", "validation", "config"},
     "runs": RUNS,
-    "plots": {"registry", "statistics", "plots"},
+    "plots": {"registry", "validation", "statistics", "plots"},
     "report": RUNS | {"plots", "report"},
     "cli": RUNS | {"plots", "report"},
     "__main__": {"cli"},

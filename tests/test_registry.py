@@ -1,12 +1,15 @@
-"""Registries: names, schemas, digests and plugins."""
+"""Registries: names, schemas and plugins."""
 
+import functools
 import subprocess
 import sys
+from pathlib import Path
 
+import jax
 import pytest
 
 import sharpflat as sf
-from sharpflat import digests, registry
+from sharpflat import registry
 from sharpflat.registry import Entry, Registry, load_plugin
 from sharpflat.validation import InputError
 
@@ -136,66 +139,6 @@ def mine(objective, key, *, factor: float = 1.0):
 '''
 
 
-def digest(path, text):
-    path.write_text(text)
-    load_plugin(path)
-    return registry.metrics["mine"].digest
-
-
-def test_a_metrics_digest_holds_what_it_imports(tmp_path, monkeypatch):
-    """Else a mended solver would leave its old numbers in place."""
-    monkeypatch.setattr(digests, "PACKAGE", tmp_path)
-    digests._parsed.cache_clear()
-    rooms = {"a/__init__.py": "from sharpflat.b import f", "b.py": "def f(): return 1"}
-    source = "import sharpflat.a\ndef metric(): return sharpflat.a.f()"
-    found = []
-    for text in ("return 1", "return 1  # one", "return 2"):
-        rooms["b.py"] = f"def f(): {text}"
-        for name, content in rooms.items():
-            (tmp_path / name).parent.mkdir(exist_ok=True)
-            (tmp_path / name).write_text(content)
-        digests._parsed.cache_clear()
-        found.append(digests.of_code_and_imports(source))
-    digests._parsed.cache_clear()
-    assert found[0] == found[1] != found[2]
-
-
-def test_a_plugins_digest_holds_what_it_may_measure_with():
-    """`import sharpflat as sf` names no file."""
-    found = digests.imports_of("import sharpflat as sf")
-    wanted = ("trees.py", "curvature/lanczos.py", "objective/losses.py", "sharpness/base.py")
-    assert {digests.PACKAGE / file for file in wanted} <= found
-    assert digests.PACKAGE / "runs" / "study.py" not in found
-    norms = registry.metrics["parameter_norm"].file.read_text()
-    assert digests.PACKAGE / "curvature" / "lanczos.py" not in digests.imports_of(norms)
-    assert digests.imports_of("from sharpflat import trees, Objective") == found
-
-
-def test_a_trackers_digest_holds_what_it_imports():
-    """λmax is made elsewhere than where it is asked for."""
-    entry, file = registry.trackers["top_eigenvalue"], digests.PACKAGE / "curvature" / "lanczos.py"
-    source = entry.file.read_text()
-    assert file in digests.imports_of(source)
-    assert entry.digest == digests.of_code_and_imports(source)
-
-
-def test_every_metrics_digest_reaches_the_loss():
-    file = digests.PACKAGE / "objective" / "losses.py"
-    for entry in registry.metrics.values():
-        if entry.built_in:
-            assert file in digests.imports_of(entry.file.read_text()), entry.name
-
-
-def test_the_digest_is_of_code_not_of_words(tmp_path):
-    path = tmp_path / "plugin.py"
-    first = digest(path, PLUGIN)
-    assert digest(path, PLUGIN) == first
-    assert digest(path, PLUGIN.replace("words", "others").replace("A comment", "Another")) == first
-    assert digest(path, PLUGIN.replace('"""Words."""\n', "\n\n")) == first
-    assert digest(path, PLUGIN.replace("= 1.0", "= 2.0")) != first
-    assert digest(path, PLUGIN.replace("factor, 0.0", "factor + 1, 0.0")) != first
-
-
 def test_a_plugin_edited_at_once_is_not_taken_for_the_old_one(tmp_path):
     path = tmp_path / "plugin.py"
     values = []
@@ -247,3 +190,35 @@ def test_public_names_are_there():
     assert set(sf.__all__) <= set(dir(sf))
     with pytest.raises(AttributeError, match="no attribute 'objectiv'"):
         sf.objectiv  # noqa: B018
+
+
+def test_a_plugin_of_the_same_name_elsewhere_replaces_nothing(tmp_path):
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "mine.py").write_text(PLUGIN)
+    load_plugin(tmp_path / "a" / "mine.py")
+    load_plugin(tmp_path / "b" / ".." / "a" / "mine.py")  # the same file
+    with pytest.raises(InputError, match="'mine' is that of .*/a/mine.py; choose another"):
+        load_plugin(tmp_path / "b" / "mine.py")
+
+
+def test_wrapped_functions_have_the_code_of_what_they_wrap(things):
+    @functools.cache
+    def cached():
+        """Words."""
+
+    @jax.jit
+    def compiled(x: float):
+        return x
+
+    for function in (cached, compiled):
+        things.register(function)
+        assert things[function.__name__].file == Path(__file__)
+        assert things[function.__name__].digest
+
+
+def test_code_that_cannot_be_read_is_refused(things):
+    scope = {"__name__": "__console__"}
+    exec("def typed_in(): ...", scope)
+    with pytest.raises(InputError, match="thing 'typed_in': its code cannot be read; write it in"):
+        things.register(scope["typed_in"])

@@ -10,7 +10,7 @@ import difflib
 import inspect
 import json
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Annotated, Any
 
 import pydantic
@@ -53,7 +53,9 @@ def validate(schema: type[pydantic.BaseModel], data: Any, where: str) -> pydanti
     try:
         text = json.dumps(dict(data), default=_json_number)
     except (TypeError, ValueError) as error:
-        raise InputError(f"{where or 'config'}: {error}") from None
+        path = [where] if where else []
+        path += _unwritable(data) if isinstance(error, TypeError) else []
+        raise InputError(f"{'.'.join(path) or 'config'}: {error}") from None
     try:
         # JSON mode is strict but for what YAML lacks: a list may stand for a tuple.
         return schema.model_validate_json(text)
@@ -68,6 +70,21 @@ def _json_number(value: Any) -> Any:
     raise TypeError(f"expected numbers, text, lists or mappings, got {value!r}")
 
 
+def _unwritable(data: Any) -> list[str]:
+    """The keys that lead to the first value that JSON cannot hold; none if a key is to blame."""
+    items = data.items() if isinstance(data, Mapping) else enumerate(data)
+    for key, value in items:
+        if isinstance(value, Mapping | list | tuple):
+            if path := _unwritable(value):
+                return [str(key), *path]
+        else:
+            try:
+                json.dumps(value, default=_json_number)
+            except TypeError:
+                return [str(key)]
+    return []
+
+
 def _explain(
     schema: type[pydantic.BaseModel], error: pydantic.ValidationError, data: Any, where: str
 ) -> str:
@@ -79,12 +96,28 @@ def _explain(
         path.append(first["loc"][-1])
     key = ".".join(map(str, [where, *path] if where else path)) or "config"
     if first["type"] == "extra_forbidden":
-        known = _fields_at(schema, path[:-1])
-        return f"{key}: unknown key {path[-1]!r}{closest(path[-1], known)}"
-    message = first["msg"].removeprefix("Value error, ")
+        return f"{key}: unknown key {path[-1]!r}{_meant(schema, path)}"
     if first["type"] == "missing":
         return f"{key}: is required"
+    message = first["msg"].removeprefix("Value error, ")
+    message = message.replace("should be an object", "should be a mapping")  # JSON's word for it
     return f"{key}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
+
+
+def _meant(schema: type[pydantic.BaseModel], path: list[Any]) -> str:
+    """For an unknown key the place where there is one of its name, else the closest name."""
+    elsewhere = [place for place in _places(schema) if place.rpartition(".")[2] == path[-1]]
+    if elsewhere:
+        return f"; did you mean {min(elsewhere, key=len)!r}?"
+    return closest(path[-1], _fields_at(schema, path[:-1]))
+
+
+def _places(schema: type[pydantic.BaseModel]) -> Iterator[str]:
+    """The dotted names of all fields, at any depth."""
+    for name, field in schema.model_fields.items():
+        yield name
+        for inner in _schemas_in(field.annotation):
+            yield from (f"{name}.{place}" for place in _places(inner))
 
 
 def _path(loc: Iterable[Any], data: Any) -> list[Any]:

@@ -16,6 +16,15 @@ Spec = str | dict[str, Any]
 Values = Annotated[list[Any], pydantic.Field(min_length=1)]
 
 
+def _not_bare(value: Any) -> Any:
+    if isinstance(value, str):
+        raise ValueError(f"expected a mapping, write {{name: {value}}}")
+    return value
+
+
+Named = Annotated[dict[str, Any], pydantic.BeforeValidator(_not_bare)]
+
+
 class Strict(pydantic.BaseModel):
     """Nothing unknown, nothing converted, nothing infinite."""
 
@@ -151,14 +160,14 @@ class Train(Strict):
 
     batch_size: Count
     epochs: Count
-    optimizer: dict[str, Any]
+    optimizer: Named
     loss: Literal["cross_entropy", "squared_error"] = "cross_entropy"
     drop_last: bool = False
     stop: Stop = Stop()
     track: list[Spec] = []
     init_from: InitFrom | None = None
     eval_every: Count | None = None
-    schedule: dict[str, Any] | None = None
+    schedule: Named | None = None
     warmup: NonNegative = 0.0
     learning_rate_rule: LearningRateRule | None = None
     regime_adaptation: RegimeAdaptation | None = None
@@ -229,9 +238,9 @@ class Config(Strict):
     """Its name, that of its folder below `studies`."""
     plugins: list[str] = []
     """Python files of your own entries; a relative path is from the folder of this file."""
-    dataset: dict[str, Any]
+    dataset: Named
     """`{name: ..., argument: ...}`; `sharpflat list datasets` has the names."""
-    model: dict[str, Any]
+    model: Named
     """`{name: ..., argument: ...}`; `sharpflat list models` has the names."""
     train: Train
     """How each run is trained."""

@@ -49,6 +49,8 @@ CASES = [
     ("dataset.name=synthetik", "dataset.name", "'synthetic'"),
     ("train.optimizer.name=adm", "train.optimizer.name", "'adam'"),
     ("figures=[lines]", "figures", "'line'"),
+    ("dataset=mnist", "dataset", "write {name: mnist}"),
+    ("optimizer.name=adam", "optimizer", "'train.optimizer'"),
     ("train.batch_size=41", "train.batch_size", "40 training examples"),
     ("sweep={train.batch_size: [8, 41]}", "train.batch_size", "40 training examples"),
     ("measure.examples=41", "measure.examples", "40 examples"),
@@ -180,6 +182,12 @@ def test_broken_and_missing_configs(done, tmp_path):
     path.unlink()
     assert str(path) in sharpflat("run", path, "--root", done).complaint
     assert contents(done) == before
+
+
+def test_a_config_that_is_not_there_is_told_with_the_closest(tmp_path):
+    write(tmp_path)
+    said = sharpflat("run", tmp_path / "studdy.yaml").complaint
+    assert said.endswith("studdy.yaml: no such file or directory; did you mean 'study'?")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ counted as identical if all runs' parameters, batch-norm averages, optimizer sta
 """
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -128,7 +129,11 @@ class Killed:
         return at_work
 
     def finish(self, root, *overrides):
-        assert self.begin(root, *overrides).wait(timeout=300) == 0, self.errors
+        process = self.begin(root, *overrides)
+        try:
+            assert process.wait(timeout=300) == 0, self.errors
+        finally:
+            process.kill()
 
     def difference(self, root):
         """What is not as in the unbroken study; None where all is."""
@@ -146,7 +151,7 @@ class Killed:
         return sum("resumed" in run.provenance for run in sf.load_runs(self.folder / root, "tiny"))
 
     def _progress(self, root):
-        """Grows with each step that reaches the disk."""
+        """Another after each step that reaches the disk."""
         root = self.folder / root
         lines = [path.read_bytes().count(b"\n") for path in root.glob("runs/*/*.jsonl")]
         return len(lines), sum(lines), len(list(root.glob("*/*/checkpoints/*")))
@@ -159,8 +164,10 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     moments, identical, late, resumed = random.Random(arguments.seed), 0, 0, 0
-    with tempfile.TemporaryDirectory() as folder:
-        study = Killed(Path(folder), arguments.together)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.closing(Killed(Path(folder), arguments.together)) as study,
+    ):
         for number in range(arguments.kills):
             late += not study.kill("broken", moments.uniform(0.0, 6.0))
             study.finish("broken")

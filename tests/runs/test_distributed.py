@@ -56,15 +56,23 @@ def begun(*commands, script=SCRIPT):
 def finished(*commands, signalled=None):
     """Their exit statuses and what they said; both are signalled once there is such a file."""
     processes = begun(*commands, script=SLOW + SCRIPT if signalled else SCRIPT)
-    if signalled is not None:
-        end = time.monotonic() + 120
-        while not list(signalled.parent.glob(signalled.name)):
-            assert time.monotonic() < end
-            time.sleep(0.01)
+    try:
+        if signalled is not None:
+            _await(signalled)
+            for process in processes:
+                process.send_signal(signal.SIGTERM)
+        said = [process.communicate(timeout=300) for process in processes]
+    finally:
         for process in processes:
-            process.send_signal(signal.SIGTERM)
-    said = [process.communicate(timeout=300) for process in processes]
+            process.kill()
     return [(process.returncode, *texts) for process, texts in zip(processes, said, strict=True)]
+
+
+def _await(pattern):
+    end = time.monotonic() + 120
+    while not list(pattern.parent.glob(pattern.name)):
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def test_two_processes_make_the_records_of_one(tmp_path):

@@ -67,7 +67,7 @@ def study(request, tmp_path_factory):
 
 
 def test_killed_it_ends_as_the_unbroken_study(study):
-    """SIGKILL at random moments of training and measuring; each start goes on."""
+    """SIGKILL at random moments of training; each start goes on."""
     moments = random.Random(0)
     for kept in (False, True):
         assert study.kill("killed", moments.uniform(0.0, 0.8), kept), study.errors

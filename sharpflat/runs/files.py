@@ -8,14 +8,18 @@ import hashlib
 import json
 import math
 import os
-import tempfile
+import secrets
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 import numpy as np
 
 from sharpflat.validation import InputError
+
+LOOK_SECONDS = 0.2
+"""Longer than who only looks at a lock keeps it from who would hold it."""
 
 
 def make_folder(path: Path) -> Path:
@@ -33,14 +37,12 @@ def make_folder(path: Path) -> Path:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path that takes `path`'s place at the end, all at once."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=path.suffix)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
+    temporary.touch(exist_ok=False)  # tempfile's would be nobody else's to read
     try:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -76,10 +78,12 @@ def read_json(path: Path) -> Any:
     """The JSON in `path`.
 
     Raises:
-        InputError: it is damaged.
+        InputError: it is damaged, or not there.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: is not there; bring it back") from None
     except ValueError as error:
         raise InputError(f"{path}: is damaged; mend it: {error}") from None
 
@@ -188,10 +192,9 @@ def claimed(folder: Path) -> Iterator[None]:
     """Hold `folder` against other processes; the end of this one frees it, however it ends.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds it, or it cannot be written.
     """
-    with (folder / ".lock").open("a+") as file:
-        _lock(file, fcntl.LOCK_EX, folder)
+    with _locked(folder / ".lock", "a+", fcntl.LOCK_EX) as file:
         with contextlib.suppress(OSError):  # a full disk; who works on it is a help, no more
             file.truncate(0)
             file.write(f"process {os.getpid()}")
@@ -200,21 +203,40 @@ def claimed(folder: Path) -> Iterator[None]:
 
 
 def check_free(folder: Path) -> None:
-    """Of processes that only look, any number may at once.
+    """Look whether another process holds `folder`; writes nothing.
 
     Raises:
-        InputError: another process holds `folder`.
+        InputError: one does.
     """
-    with (folder / ".lock").open("a+") as file:
-        _lock(file, fcntl.LOCK_SH, folder)
+    lock = folder / ".lock"
+    if lock.exists():
+        with _locked(lock, "r", fcntl.LOCK_SH):
+            pass
+
+
+@contextlib.contextmanager
+def _locked(path: Path, mode: Literal["a+", "r"], how: int) -> Iterator[TextIO]:
+    try:
+        file = path.open(mode)
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"{path}: cannot be opened: {reason}") from None
+    with file:
+        _lock(file, how, path.parent)
+        yield file
 
 
 def _lock(file: TextIO, how: int, folder: Path) -> None:
-    try:
-        fcntl.flock(file, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.seek(0)
-        raise InputError(
-            f"run {folder.name}: another process works on it ({file.read() or 'unknown'}); let "
-            f"it end, or give another --root"
-        ) from None
+    until = time.monotonic() + LOOK_SECONDS
+    while True:
+        try:
+            return fcntl.flock(file, how | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() < until:
+                time.sleep(LOOK_SECONDS / 10)
+                continue
+            file.seek(0)
+            raise InputError(
+                f"run {folder.name}: another process works on it ({file.read() or 'unknown'}); "
+                f"let it end, or give another --root"
+            ) from None

@@ -138,7 +138,7 @@ def _stopped(cells: Sequence[RunConfig], root: Path) -> list[Group]:
     alone = [Group((known[name],)) for name in known if name in going and _is_of(runs[name], None)]
     found = [group for group in alone if _has_checkpoint(group.folder(root))]
     for file in sorted(root.glob("groups/*/group.json")):
-        layout = files.read_json(file)
+        layout = files.read_fields(file, "members", "group", "numbers")
         members = layout["members"]
         mine = [one for one in members if one in going and _is_of(runs[one], layout["group"])]
         if not mine or not _has_checkpoint(file.parent):

@@ -167,12 +167,22 @@ class Run:
 
     @property
     def _last_step(self) -> int:
-        if not self.history:
+        return self.last_epoch["step"]
+
+    @property
+    def last_epoch(self) -> dict[str, Any]:
+        """The history's last row, of a run that has ended.
+
+        Raises:
+            InputError: there is none.
+        """
+        history = self.history
+        if not history:
             raise InputError(
                 f"{self.folder / 'history.jsonl'}: holds no epoch of a run that has ended; bring "
                 f"it back, or move {self.folder} away to train anew"
             )
-        return self.history[-1]["step"]
+        return history[-1]
 
     @functools.cached_property
     def _end(self) -> Any:

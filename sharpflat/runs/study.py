@@ -13,6 +13,7 @@ import yaml
 
 from sharpflat import config as configs
 from sharpflat.config import Config, RunConfig
+from sharpflat.registry import metrics
 from sharpflat.runs import files
 from sharpflat.runs.build import (
     build_recipe,
@@ -31,13 +32,13 @@ from sharpflat.runs.measure_run import measure_run
 from sharpflat.runs.placing import placed
 from sharpflat.runs.processes import check_alike, follow, leading
 from sharpflat.runs.progress import SILENT, Reporter
-from sharpflat.runs.provenance import training_digest
+from sharpflat.runs.provenance import commit, training_digest
 from sharpflat.runs.record import Run
 from sharpflat.runs.requests import check_measures, left_out, missing, requests
 from sharpflat.runs.requests import failures as failed_measurements
 from sharpflat.runs.setup import fill_registries, keep_compiled_programs
 from sharpflat.runs.table import read_table, swept_keys, table_rows, write_table
-from sharpflat.runs.tracking import check_tracks
+from sharpflat.runs.tracking import check_tracks, tracks
 from sharpflat.runs.train_run import follow_group, train_group
 from sharpflat.runs.warm_starts import check_warm_starts
 from sharpflat.validation import InputError, closest
@@ -161,8 +162,7 @@ def measure(config: Config, root: str | Path = "results", reporter: Reporter = S
                     measure_run(record, asked, reporter)
             except InputError as error:  # damaged, or another process works on it: the others go on
                 refused.append(error)
-            with contextlib.suppress(InputError):  # a damaged record is in no table
-                now_and_then()
+            now_and_then()
         for another in refused[1:]:
             reporter.say(str(another))
         if refused:
@@ -274,7 +274,17 @@ def _checked_cells(config: Config) -> list[RunConfig]:
         _checked(check_tracks, cell.resolved())
     _checked(check_layout, config, cells)
     _checked(check_landscapes, config, cells)
+    _read_code(config, cells)
     return cells
+
+
+def _read_code(config: Config, cells: Sequence[RunConfig]) -> None:
+    """The digests of what was loaded, before someone edits it while it works."""
+    training_digest(), commit()
+    for request in requests(config):
+        metrics[request.metric].digest  # noqa: B018
+    for track in (track for cell in cells for track in tracks(cell.resolved())):
+        track.entry.digest  # noqa: B018
 
 
 def _checked(check: Callable[..., object], *arguments: object) -> None:
@@ -313,7 +323,8 @@ def _table(
         nonlocal written
         if time.monotonic() - written > TABLE_SECONDS:
             written = time.monotonic()
-            write()
+            with contextlib.suppress(OSError, InputError):  # the work goes on; the end tells
+                write()
 
     try:
         yield now_and_then

@@ -53,7 +53,7 @@ def _row(run: Run, named: Sequence[tuple[str, Request]]) -> dict[str, Any]:
 
 def _finals(run: Run) -> dict[str, float | None]:
     """What the last epoch's evaluation over all of both splits gave."""
-    last = run.history[-1] if run.finished else {}
+    last = run.last_epoch if run.finished else {}
     row: dict[str, float | None] = {
         "train_accuracy": last.get("full_train_accuracy"),
         "test_accuracy": last.get("test_accuracy"),
@@ -70,7 +70,9 @@ def write_table(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({key: _text(value) for key, value in row.items()} for row in rows)
+    exact = swept_keys(rows)
+    for row in rows:
+        writer.writerow({key: _text(value, key in exact) for key, value in row.items()})
     files.write_text(path, text.getvalue())
 
 
@@ -107,12 +109,13 @@ def measurement_columns(rows: Sequence[dict[str, Any]]) -> list[str]:
     return [name for name in rows[0] if f"{name}_converged" in rows[0]]
 
 
-def _text(value: Any) -> str:
+def _text(value: Any, exact: bool = False) -> str:
     if value is None:
         return ""
     if isinstance(value, bool | list | dict):
         return json.dumps(value)
-    return f"{value:.9g}" if isinstance(value, float) else str(value)
+    short = f"{value:.9g}" if isinstance(value, float) else str(value)
+    return repr(value) if exact and isinstance(value, float) and float(short) != value else short
 
 
 def _value(text: str) -> Any:

@@ -1,14 +1,18 @@
 """Records that are damaged, cut short or missing: named, repaired, never lost."""
 
+import fcntl
 import json
+import os
 import shutil
+import stat
+import threading
 
 import pytest
 import yaml
 from runs.studies import contents, equal, folders, lines, sharpflat, write
 
 import sharpflat as sf
-from sharpflat.runs import files
+from sharpflat.runs import files, study
 
 
 def test_a_temporary_file_left_by_a_kill_is_no_snapshot(tiny, tmp_path):
@@ -128,3 +132,97 @@ def test_a_run_without_its_history_says_what_is_missing(tmp_path):
         spoil(file)
         with pytest.raises(sf.InputError, match=r"history.jsonl: holds no epoch of a run that has"):
             _ = sf.Run(run.folder).params
+
+
+def cells_of(tmp_path, *overrides):
+    """Four runs that `sf.train` trains one after another."""
+    return sf.load_config(write(tmp_path), ["together=false", *overrides])
+
+
+def test_a_damaged_record_keeps_no_other_run_from_being_trained(tmp_path):
+    root = tmp_path / "results"
+    (first,) = sf.train(cells_of(tmp_path, "seeds=1", "train.batch_size=8"), root)
+    first.measurements_file.write_text("{\n")
+    with pytest.raises(sf.InputError, match=r"measurements.jsonl: line 1 is damaged"):
+        sf.train(cells_of(tmp_path), root)
+    assert [run.finished for run in sf.load_runs(root)] == [True] * 4
+
+
+def test_a_table_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
+    """It is tried again when it is due, and at the end."""
+    tried = []
+
+    def full(*arguments):
+        tried.append(arguments)
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "write_table", full)
+        with pytest.raises(OSError, match="No space left"):
+            sf.train(cells_of(tmp_path), tmp_path / "results")
+    assert len(tried) == 2
+    assert [run.finished for run in sf.load_runs(tmp_path / "results")] == [True] * 4
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        ("history.jsonl", "holds no epoch of a run that has ended; bring it back"),
+        ("provenance.json", "is not there; bring it back"),
+    ],
+)
+def test_a_file_that_is_missing_is_named(tiny, tmp_path, file, words):
+    root = shutil.copytree(tiny, tmp_path / "results")
+    path = sf.load_runs(root, "tiny")[0].folder / file
+    path.unlink()
+    config = root / "studies" / "tiny" / "config.yaml"
+    said = sharpflat("measure", config, "--root", root).complaint
+    assert said.startswith(f"{path}: {words}")
+
+
+def test_a_foreign_file_among_the_groups_is_named(tmp_path):
+    file = tmp_path / "results" / "groups" / "0" / "group.json"
+    file.parent.mkdir(parents=True)
+    file.write_text("{}")
+    with pytest.raises(
+        sf.InputError, match=r"group.json: is damaged; mend it: it has no 'members'"
+    ):
+        sf.train(cells_of(tmp_path), tmp_path / "results")
+
+
+def test_who_looks_at_a_lock_writes_nothing_and_stops_nobody(tmp_path):
+    files.check_free(tmp_path)
+    assert not list(tmp_path.iterdir())
+    with files.claimed(tmp_path), pytest.raises(sf.InputError, match=f"process {os.getpid()}"):
+        files.check_free(tmp_path)
+    before = contents(tmp_path)
+    with files._locked(tmp_path / ".lock", "r", fcntl.LOCK_SH):
+        files.check_free(tmp_path)
+    assert contents(tmp_path) == before
+
+
+def test_who_would_work_waits_for_who_only_looks(tmp_path):
+    (tmp_path / ".lock").touch()
+    with (tmp_path / ".lock").open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        threading.Timer(files.LOOK_SECONDS / 4, fcntl.flock, (looking, fcntl.LOCK_UN)).start()
+        with files.claimed(tmp_path):
+            assert (tmp_path / ".lock").read_text() == f"process {os.getpid()}"
+
+
+def test_a_lock_that_cannot_be_opened_is_named(tmp_path):
+    (tmp_path / ".lock").mkdir()
+    with (
+        pytest.raises(sf.InputError, match=r"\.lock: cannot be opened: is a directory"),
+        files.claimed(tmp_path),
+    ):
+        pass
+
+
+def test_files_are_for_whom_the_user_allows(tmp_path):
+    before = os.umask(0o027)
+    try:
+        files.write_text(tmp_path / "table.csv", "run")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "table.csv").stat().st_mode) == 0o640

@@ -163,3 +163,12 @@ def test_measurements_without_a_number_are_counted():
 def test_the_quickstart_has_names_that_are_short():
     config = configs.check(content(measure=yaml.safe_load("{metrics: [keskar_sharpness]}")))
     assert column_names(requests(config)) == ["keskar_sharpness"]
+
+
+def test_swept_numbers_come_back_as_they_were(tmp_path):
+    """Else two settings that are close become one."""
+    rates = [0.0123456789012, 0.0123456789034, 1e-3, 1.0]
+    rows = [row(8, 0, 0.5, **{"train.optimizer.learning_rate": rate}) for rate in rates]
+    write_table(tmp_path / "table.csv", rows)
+    back = read_table(tmp_path / "table.csv")
+    assert [line["train.optimizer.learning_rate"] for line in back] == rates

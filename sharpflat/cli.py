@@ -59,7 +59,9 @@ def run(
         done = runs.measure(study, root, reporter)
     _show(root, study.study)
     failures = runs.failures(done, study)
-    report.draw(root, study.study, study.figures, failures.append)
+    drawn = report.draw(root, study.study, study.figures, failures.append)
+    figures = ["figures"] * bool(drawn)
+    print(f"\n{' and '.join(['table.csv', *figures])} in {runs.study_folder(root, study.study)}")
     _exit_with(failures)
 
 
@@ -240,6 +242,8 @@ def list_entries(
     entries: registry.Registry = getattr(registry, kind)
     if name is not None:
         print(entries[name].description)
+        if kind == "trackers":
+            print("  every: int = 1, unit: 'epochs' | 'updates' = 'epochs' (of every tracker)")
         return
     width = max(len(entry) for entry in entries)
     for entry in entries:

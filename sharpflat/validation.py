@@ -100,7 +100,8 @@ def _explain(
     if first["type"] == "missing":
         return f"{key}: is required"
     message = first["msg"].removeprefix("Value error, ")
-    message = message.replace("should be an object", "should be a mapping")  # JSON's word for it
+    for word, ours in (("an object", "a mapping"), ("a valid array", "a list")):  # JSON's words
+        message = message.replace(f"should be {word}", f"should be {ours}")
     return f"{key}: {message[0].lower()}{message[1:]}, got {first['input']!r}"
 
 

@@ -164,11 +164,17 @@ def tracked(spec: Spec, where: str) -> dict[str, Any]:
     common: list[Any] = [Every] if name in registry.trackers else [Every, Looked]
     if given is not None and not isinstance(given, Mapping):
         raise InputError(f"{where}.{name}: expected a mapping of arguments, got {given!r}")
+    entries = registry.trackers if name in registry.trackers else registry.metrics
     given, found = dict(given or {}), dict[str, Any]()
+    allowed = [key for schema in (*common, entries[name].schema) for key in schema.model_fields]
+    for key in given:
+        if key not in allowed:
+            raise InputError(
+                f"{where}.{name}.{key}: unknown key {key!r}{closest(str(key), allowed)}"
+            )
     for schema in common:
         own = {key: given.pop(key) for key in schema.model_fields if key in given}
         found |= validate(schema, own, f"{where}.{name}").model_dump()
-    entries = registry.trackers if name in registry.trackers else registry.metrics
     arguments = entries[name].arguments(given, f"{where}.{name}")
     return {name: {**found, **json.loads(json.dumps(arguments))}}
 

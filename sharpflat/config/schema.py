@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from typing import Annotated, Any, Literal
 
 import pydantic
@@ -20,6 +21,14 @@ def _not_bare(value: Any) -> Any:
     if isinstance(value, str):
         raise ValueError(f"expected a mapping, write {{name: {value}}}")
     return value
+
+
+def _folder_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
+        raise ValueError(
+            "is a folder's name: letters, digits, '.', '_' and '-', none of these first"
+        )
+    return text
 
 
 Named = Annotated[dict[str, Any], pydantic.BeforeValidator(_not_bare)]
@@ -234,7 +243,7 @@ class Config(Strict):
 
     model_config = pydantic.ConfigDict(use_attribute_docstrings=True)
 
-    study: Annotated[str, pydantic.Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")]
+    study: Annotated[str, pydantic.AfterValidator(_folder_name)]
     """Its name, that of its folder below `studies`."""
     plugins: list[str] = []
     """Python files of your own entries; a relative path is from the folder of this file."""

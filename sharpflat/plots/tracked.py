@@ -7,12 +7,14 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from sharpflat.plots import base
 from sharpflat.plots.base import Plot, RunRecord, StudyRecords, Width
 from sharpflat.plots.settings import Setting, left_out, settings
 from sharpflat.registry import figure
 
+EDGE = "largest stable curvature"
 LOG_FROM = 20  # a log axis of values once the largest is this many times the smallest
 
 
@@ -80,8 +82,11 @@ def _draw(found: list[Setting], rows: list[dict[str, Any]], width: Width) -> Fig
         ax.set_xlabel("epoch")
         ax.set_ylabel(name.replace("_", " "))
         _scale(ax, drawn)
-    if len(found) > 1:
-        base.legend_above(plot, list(handles.values()))
+    shown = list(handles.values()) if len(found) > 1 else []
+    if any(row["stability_threshold"] is not None for row in rows):
+        shown.append(Line2D([], [], linestyle="--", color="0.3", linewidth=0.8, label=EDGE))
+    if shown:
+        base.legend_above(plot, shown)
     return plot
 
 

@@ -34,8 +34,12 @@ def value_text(key: str, value: Any) -> str:
     if not isinstance(value, dict) or "name" not in value:
         return str(value)
     name, given = value["name"], {k: v for k, v in value.items() if k != "name"}
-    entries = ENTRIES.get(key.rpartition(".")[2])
-    if entries is not None and name in entries:
+    return entry_text(ENTRIES.get(key.rpartition(".")[2], {}), str(name), given)
+
+
+def entry_text(entries: Mapping[str, registry.Entry], name: str, given: Mapping[str, Any]) -> str:
+    """An entry with those arguments that are not its defaults; with all, if it is not known."""
+    if name in entries:
         return entries[name].label(given)
     inside = ",".join(f"{k}={v}" for k, v in given.items())  # of a plugin that is not loaded
-    return f"{name}[{inside}]" if inside else str(name)
+    return f"{name}[{inside}]" if inside else name

@@ -78,9 +78,7 @@ def _statuses(runs: Iterable[Run]) -> collections.Counter[str]:
 def _status(run: Run) -> str:
     if not (run.folder / "config.yaml").exists():
         return "not begun"
-    content = _or_none(run, "status")
-    status = content["status"] if content else "damaged"
-    return "under way or interrupted" if status == "running" else str(status)
+    return _or_none(run, "state") or "damaged"
 
 
 def _counts(statuses: collections.Counter[str]) -> str:

@@ -14,9 +14,9 @@ from sharpflat.config import read_yaml
 from sharpflat.registry import metrics
 from sharpflat.report.figures import note
 from sharpflat.report.layout import arranged
-from sharpflat.report.names import setting_text
+from sharpflat.report.names import entry_text, setting_text
 from sharpflat.report.state import begun_study, state, state_without_table
-from sharpflat.runs import study_folder
+from sharpflat.runs import Run, study_folder
 from sharpflat.runs.summary import (
     Setting,
     large_batch_gap,
@@ -50,11 +50,15 @@ def study_table(root: str | Path, study: str, width: int = 110) -> Group:
     ]  # fmt: skip
     table = arranged(study, settings, shown, width)
     data = note(root, study)
-    notes = [*_notes(rows, settings), *_asked(root, study), *([f"data: {data}"] if data else [])]
+    notes = [
+        *_notes(rows, settings, Path(root) / "runs"),
+        *_asked(root, study),
+        *([f"data: {data}"] if data else []),
+    ]
     return Group(table, *map(Text, [*notes, *state(folder, rows), *_run_ids(rows, settings)]))
 
 
-def _notes(rows: Sequence[dict[str, Any]], settings: Sequence[Setting]) -> list[str]:
+def _notes(rows: Sequence[dict[str, Any]], settings: Sequence[Setting], runs: Path) -> list[str]:
     notes = [
         "mean ± standard deviation over seeds, [95 % Student-t interval of the mean]; intervals: "
         "row by row, not corrected for how many there are"
@@ -70,7 +74,8 @@ def _notes(rows: Sequence[dict[str, Any]], settings: Sequence[Setting]) -> list[
         notes += _without_number(rows)
     for row in rows:
         if row["status"] != "finished":
-            notes.append(f"run {row['run']} (seed {row['seed']}): {row['status']}")
+            state = Run(runs / row["run"]).state if row["status"] == "running" else row["status"]
+            notes.append(f"run {row['run']} (seed {row['seed']}): {state}")
     return notes
 
 
@@ -101,8 +106,9 @@ def _block(block: dict[str, Any]) -> str:
         on += f", seeds {', '.join(map(str, block['seeds']))}"
     asked = [spec for spec in block["metrics"] if isinstance(spec, dict)]
     given = [(name, arguments or {}) for spec in asked for name, arguments in spec.items()]
-    labels = [metrics[name].label(args) if name in metrics else name for name, args in given]
-    return "; ".join([on, *(label for label in labels if "[" in label)])
+    labels = [entry_text(metrics, name, arguments) for name, arguments in given]
+    told = ", ".join(label for label in labels if "[" in label)
+    return f"{on}; with {told}" if told else on
 
 
 def _run_ids(rows: Sequence[dict[str, Any]], settings: Sequence[Setting]) -> list[str]:

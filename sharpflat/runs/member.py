@@ -175,8 +175,12 @@ def _unlike(record: dict[str, Any]) -> str:
     return f"; not what it began with: {', '.join(changed)}" if changed else ""
 
 
-def _kind(device: dict[str, Any] | None) -> list[str] | None:
-    return None if device is None else [device["platform"], device["kind"]]
+def _kind(device: dict[str, Any] | None) -> list[Any] | None:
+    """What shapes the bits: on a CPU the number of its cores, too, among which sums are shared."""
+    if device is None:
+        return None
+    cores = [device.get("cpu_cores")] if device["platform"] == "cpu" else []
+    return [device["platform"], device["kind"], *cores]
 
 
 def _row(epoch: Epoch) -> dict[str, Any]:

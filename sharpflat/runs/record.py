@@ -10,7 +10,7 @@ import yaml
 
 from sharpflat.objective import BatchNormPolicy, Objective
 from sharpflat.runs.build import build_recipe, own_data, resident, state_like
-from sharpflat.runs.files import read_fields, read_lines
+from sharpflat.runs.files import check_free, read_fields, read_lines
 from sharpflat.runs.layout import is_streamed
 from sharpflat.runs.snapshots import load_tree
 from sharpflat.training import Batches, TrainState
@@ -65,6 +65,18 @@ class Run:
         if not path.exists():
             return {"status": "running", "reason": None}
         return read_fields(path, "status", "reason")
+
+    @property
+    def state(self) -> str:
+        """Its status; `interrupted` where it is `running` by its record and no process holds it."""
+        status = str(self.status["status"])
+        if status != "running":
+            return status
+        try:
+            check_free(self.folder)
+        except InputError:
+            return status
+        return "interrupted"
 
     @property
     def finished(self) -> bool:
@@ -228,7 +240,7 @@ class Run:
         data = own_data(self.config, on_device)
         batch = data.train if split == "train" else data.test
         if examples is not None and examples > batch.size:
-            raise InputError(f"measure.examples: {examples} is above the {batch.size} of {split!r}")
+            raise InputError(f"examples: {examples} is above the {batch.size} of {split!r}")
         recipe = build_recipe(self.config)
         part = batch if examples is None else batch.first(examples)
         return Objective.from_model(

@@ -183,7 +183,7 @@ def plan(config: Config, root: str | Path = "results") -> list[Planned]:
         started = (record.folder / "config.yaml").exists()
         wanted = [request for request in asked if request.wants(record)]
         todo = missing(record, asked) if record.finished else wanted
-        rows.append(Planned(record, record.status["status"] if started else "new", todo))
+        rows.append(Planned(record, record.state if started else "new", todo))
     return rows
 
 

@@ -283,5 +283,6 @@ class _Training:
         if asked is not None:
             self.checkpoints.close()
             epochs = moment.step / self.batches.updates
-            self.say(f"{asked}: kept at epoch {epochs:.4g}; goes on from there")
+            folder = self.group.folder(Path())
+            self.say(f"{asked}: kept at epoch {epochs:.4g} of {folder}; goes on from there")
             raise Interrupted

@@ -73,9 +73,10 @@ def pac_bayes_flatness(
 
     Returns:
         `standard_error` by the delta method: 2 / σ³ · s / √draws / |A′(σ)|, s the spread of
-        accuracy over draws and A′ its slope between 0.8 σ and 1.2 σ; None for one draw or where
-        there is no slope. `converged` if σ's bracket is within `tolerance`; where accuracy never
-        falls by as much, or falls at any σ that was tried, the value is that of the last σ.
+        accuracy over draws and A′ its slope between 0.8 σ and 1.2 σ; None for one draw, where
+        there is no slope, and where no σ was found. `converged` if σ's bracket is within
+        `tolerance`; where accuracy never falls by as much, or falls at any σ that was tried, the
+        value is that of the last σ.
         Details: `sigma`, `low`, `high`, `evaluations` (values of σ), `accuracy` = A(w),
         `accuracies` = A(w + σ u) a draw, `slope`.
 
@@ -160,7 +161,7 @@ def _flatness(
     found, accuracy, at, slope = _search(objective, keys, allowed, steps, tolerance, epsilon)
     sigma, slope, accuracies = float(found.scale), float(slope), np.asarray(at, np.float64)
     value, error = 1 / sigma**2, None
-    if draws > 1 and slope < 0:
+    if draws > 1 and slope < 0 and found.low > 0 and np.isfinite(found.high):
         spread = accuracies.std(ddof=1) / math.sqrt(draws)
         error = float(2 / sigma**3 * spread / -slope)
     details = {

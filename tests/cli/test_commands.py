@@ -132,13 +132,16 @@ def test_run_shows_its_table_and_says_on_stderr_how_it_goes(results):
         assert text in outcome.out
     assert outcome.err.count("train ") == 4
     assert "all 3 epochs done" in outcome.err
+    root, _ = results
+    assert outcome.out.splitlines()[-1] == f"table.csv and figures in {root}/studies/tiny"
 
 
 def test_show_names_each_measurement_with_its_arguments(results):
-    root, _ = results
+    root, outcome = results
     out = sharpflat("show", "tiny", "--root", root).out
     for text in ("[power=1]", "[power=2]", "large_batch_gap", "test_accuracy"):
         assert text in out
+    assert out.splitlines() == outcome.out.splitlines()[:-2], "as `run` told"
     quantities = [
         line.strip("│ ").split()[0] for line in out.splitlines()
         if line.startswith("│") and line[2] != " "

@@ -8,7 +8,8 @@ from runs.studies import NORM, sharpflat, write
 
 import sharpflat as sf
 from sharpflat import registry
-from sharpflat.report.names import setting_text
+from sharpflat.report.names import entry_text, setting_text
+from sharpflat.runs import files
 from sharpflat.runs.table import read_table, write_table
 
 FAULTY = (
@@ -123,10 +124,22 @@ def test_a_study_that_was_interrupted_before_its_table(root):
         (root / "runs" / name / "measurements.jsonl").unlink()
     (root / "runs" / others[0] / "status.json").unlink()
     assert " ".join(show(root).split()) == (
-        "study tiny: begun, 1 of 12 runs trained (10 not begun, 1 under way or interrupted), none "
+        "study tiny: begun, 1 of 12 runs trained (10 not begun, 1 interrupted), none "
         "measured so far"
     )
     assert sharpflat("show", "--root", root).out == show(root)
+
+
+def test_a_run_that_is_at_work_is_not_taken_for_an_interrupted_one(root):
+    rows = read_table(root / "studies" / "tiny" / "table.csv")
+    rows[0]["status"] = "running"
+    write_table(root / "studies" / "tiny" / "table.csv", rows)
+    run = sf.load_runs(root, "tiny")[0]
+    (run.folder / "status.json").write_text('{"status": "running", "reason": null}')
+    assert f"run {run.id} (seed 0): interrupted" in show(root)
+    with files.claimed(run.folder):
+        assert f"run {run.id} (seed 0): running" in show(root)
+        assert run.state == "running"
 
 
 def test_a_study_that_is_partly_trained_and_partly_measured(root):
@@ -178,3 +191,4 @@ def test_settings_have_short_names_that_tell_them_apart():
     )
     assert setting_text({"model.width": 8, "dataset.width": 4}) == "model.width=8, dataset.width=4"
     assert setting_text({"train.optimizer": {"name": "own", "x": 1}}) == "optimizer=own[x=1]"
+    assert entry_text({}, "own", {}) == "own"

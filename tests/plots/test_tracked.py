@@ -39,6 +39,8 @@ def test_a_panel_a_track_with_its_threshold(make):
     assert plot.figure.axes[0].get_yscale() == "log"
     dashed = [line for line in plot.figure.axes[0].lines if line.get_linestyle() == "--"]
     assert [list(line.get_ydata()) for line in dashed if len(line.get_ydata())] == [[20, 20], [20]]
+    (legend,) = plot.figure.legends
+    assert [text.get_text() for text in legend.get_texts()][-1] == "largest stable curvature"
     for said in ("Dashed", "Bands", "Open dots", "batch norm batch"):
         assert said in plot.caption
 

@@ -120,6 +120,16 @@ def test_exactly_as_many_as_may_be_lost_are_not_too_many():
     np.testing.assert_allclose(np.array(others) / first, [6, 6, 7], rtol=1e-3)
 
 
+def test_where_no_sigma_was_found_there_is_no_error():
+    """Accuracy falls about the last σ that was tried, but by less than may be lost."""
+    for steps, known in ((3, False), (4, True)):
+        estimate = sf.measure(classifier(), {NAMES[0]: {"draws": 50, "steps": steps}})
+        assert estimate.details["slope"] < 0
+        assert np.isfinite(estimate.details["high"]) == known
+        assert (estimate.standard_error is not None) == known
+        assert not estimate.converged
+
+
 def test_one_draw_has_no_error():
     assert sf.measure(classifier(), {NAMES[0]: {"draws": 1}}).standard_error is None
 

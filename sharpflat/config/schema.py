@@ -25,9 +25,7 @@ def _not_bare(value: Any) -> Any:
 
 def _folder_name(text: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
-        raise ValueError(
-            "is a folder's name: letters, digits, '.', '_' and '-', none of these first"
-        )
+        raise ValueError("is a folder's name: a letter or digit, then also '.', '_' and '-'")
     return text
 
 

@@ -227,7 +227,7 @@ def _locked(path: Path, mode: Literal["a+", "r"], how: int) -> Iterator[TextIO]:
 
 
 def _lock(file: TextIO, how: int, folder: Path) -> None:
-    until = time.monotonic() + LOOK_SECONDS
+    until = time.monotonic() + (LOOK_SECONDS if how == fcntl.LOCK_EX else 0)
     while True:
         try:
             return fcntl.flock(file, how | fcntl.LOCK_NB)

@@ -133,7 +133,7 @@ def test_run_shows_its_table_and_says_on_stderr_how_it_goes(results):
     assert outcome.err.count("train ") == 4
     assert "all 3 epochs done" in outcome.err
     root, _ = results
-    assert outcome.out.splitlines()[-1] == f"table.csv and figures in {root}/studies/tiny"
+    assert outcome.out.splitlines()[-1] == f"table.csv in {root}/studies/tiny"
 
 
 def test_show_names_each_measurement_with_its_arguments(results):

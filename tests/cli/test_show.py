@@ -124,7 +124,7 @@ def test_a_study_that_was_interrupted_before_its_table(root):
         (root / "runs" / name / "measurements.jsonl").unlink()
     (root / "runs" / others[0] / "status.json").unlink()
     assert " ".join(show(root).split()) == (
-        "study tiny: begun, 1 of 12 runs trained (10 not begun, 1 interrupted), none "
+        "study tiny: begun, 1 of 12 runs trained (1 interrupted, 10 not begun), none "
         "measured so far"
     )
     assert sharpflat("show", "--root", root).out == show(root)

@@ -206,22 +206,30 @@ class Registry(Mapping[str, Entry]):
             **about: `cost` and `checks` of `Entry`.
 
         Raises:
-            InputError: a function from another file already has that name; an argument that a
+            InputError: a function of other code already has that name; an argument that a
                 config may set has no type.
         """
         if function is None:
             return functools.partial(self.register, **about)
         name = function.__name__
-        known = self._entries.get(name)
-        if known and known.function.__module__ != function.__module__:
-            owner = "sharpflat's own" if known.built_in else f"that of {known.file}"
-            raise InputError(f"{self.kind} {name!r} is {owner}; choose another name")
         self._check_types(function)
         entry = Entry(self.kind, name, function, **about)
+        self._check_name(entry)
         if not entry.built_in:
             entry.digest  # noqa: B018 — of the code that was loaded, not of a later edit
         self._entries[name] = entry
         return function
+
+    def _check_name(self, entry: Entry) -> None:
+        known = self._entries.get(entry.name)
+        if known is None or known.function.__module__ == entry.function.__module__:
+            return
+        if known.built_in:
+            raise InputError(f"{self.kind} {entry.name!r} is sharpflat's own; choose another name")
+        if known.digest != entry.digest:  # else a copy of the file
+            raise InputError(
+                f"{self.kind} {entry.name!r} is that of {known.file}; choose another name"
+            )
 
     def _check_types(self, function: Callable[..., Any]) -> None:
         for name, parameter in inspect.signature(function).parameters.items():

@@ -193,13 +193,15 @@ def test_public_names_are_there():
 
 
 def test_a_plugin_of_the_same_name_elsewhere_replaces_nothing(tmp_path):
-    for folder in ("a", "b"):
+    for folder, number in (("a", "1.0"), ("b", "2.0"), ("copy of a", "1.0")):
         (tmp_path / folder).mkdir()
-        (tmp_path / folder / "mine.py").write_text(PLUGIN)
+        (tmp_path / folder / "mine.py").write_text(PLUGIN.replace("= 1.0", f"= {number}"))
     load_plugin(tmp_path / "a" / "mine.py")
-    load_plugin(tmp_path / "b" / ".." / "a" / "mine.py")  # the same file
-    with pytest.raises(InputError, match="'mine' is that of .*/a/mine.py; choose another"):
+    with pytest.raises(InputError, match=r"'mine' is that of .*/a/mine\.py; choose another"):
         load_plugin(tmp_path / "b" / "mine.py")
+    assert registry.metrics["mine"].arguments({}) == {"factor": 1.0}
+    load_plugin(tmp_path / "b" / ".." / "a" / "mine.py")  # the same file
+    load_plugin(tmp_path / "copy of a" / "mine.py")
 
 
 def test_wrapped_functions_have_the_code_of_what_they_wrap(things):

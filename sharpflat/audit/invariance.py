@@ -135,7 +135,8 @@ class InvarianceTable:
     def _notes(self) -> list[str]:
         worst = [f"{name} (×{row.factor:.4g}, {row.change})" for name, row in self.fooled.items()]
         notes = [
-            f"a change that keeps the function fools (each by the worst of them): {', '.join(sorted(worst)) or 'none'}",
+            f"a change that keeps the function fools (each by the worst of them): "
+            f"{', '.join(sorted(worst)) or 'none'}",
             f"no such change moves: {', '.join(self.invariant) or 'none'}",
         ]
         notes += [self._made(change) for change in self.changes]
@@ -145,8 +146,8 @@ class InvarianceTable:
             f"{UNCERTIFIED}: the metric's own certificate did not hold; ± ?: error not known",
             f"invariant: certified, and equal within {SAME:.1%} plus three standard errors, these "
             f"no more than {RESOLUTION:.0%} together, or within {PAIRED:.1%}",
-            f"fooled: moved by more than {TOLERANCE:.0%} plus three standard errors; by a factor of "
-            f"two, where a certificate or an error is lacking",
+            f"fooled: moved by more than {TOLERANCE:.0%} plus three standard errors; by a factor "
+            f"of two, where a certificate or an error is lacking",
             "moved, same: these two, where the function itself changed; undecided: all else",
         ]
         notes += [f"skipped: {name}: {reason}" for name, reason in self.skipped.items()]

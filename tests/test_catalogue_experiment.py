@@ -73,17 +73,21 @@ def test_what_is_not_judged_counts_among_the_many():
 def test_the_committed_page_is_of_the_committed_table():
     rows = experiment.read_table()
     assert len(rows) == 10
+    anew = experiment.read_table(experiment.ANEW)
+    assert len(anew) == 10
     page = FILE.parents[1] / "docs" / "catalogue_f1.md"
-    assert experiment.markdown(rows) in page.read_text(encoding="utf-8")
+    for table in (rows, anew):
+        assert experiment.markdown(table) in page.read_text(encoding="utf-8")
     assert len(experiment.measures(rows)) == 39
 
 
-def test_the_committed_table_is_of_the_committed_measurements():
+@pytest.mark.parametrize(("folder", "measures"), [(experiment.RESULTS, 39), (experiment.ANEW, 5)])
+def test_the_committed_table_is_of_the_committed_measurements(folder, measures):
     """Nine digits of each value, error and certificate; what has no number is empty."""
-    lines = (experiment.RESULTS / "measurements.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = (folder / "measurements.jsonl").read_text(encoding="utf-8").splitlines()
     found = {(row["run"], row["metric"]): row for row in map(json.loads, lines)}
-    rows = experiment.read_table()
-    assert len(found) == len(lines) == 39 * len(rows)
+    rows = experiment.read_table(folder)
+    assert len(found) == len(lines) == measures * len(rows)
     for row in rows:
         for name in experiment.measures(rows):
             line = found[row["run"], name]
@@ -95,8 +99,12 @@ def test_the_committed_table_is_of_the_committed_measurements():
             assert (line["error"], line["batch_norm"], line["examples"]) == (None, "running", 6000)
 
 
-def test_the_committed_runs_are_those_of_the_config():
+@pytest.mark.parametrize("study", experiment.STUDIES)
+def test_the_committed_runs_are_those_of_the_config(study):
     """Ids stay, whatever keys `train` is given later: the runs need not be trained again."""
-    config = sf.load_config(FILE.parents[1] / "configs" / "keskar2017" / "f1_catalogue.yaml")
+    file = f"{study.removeprefix('keskar2017-').replace('-', '_')}.yaml"
+    config = sf.load_config(FILE.parents[1] / "configs" / "keskar2017" / file)
+    assert config.study == study
     ids = [cell.id for cell in configs.cells(config)]
-    assert sorted(ids) == sorted(row["run"] for row in experiment.read_table())
+    rows = experiment.read_table(experiment.STUDIES[study])
+    assert sorted(ids) == sorted(row["run"] for row in rows)

@@ -182,7 +182,7 @@ def test_the_table_reads():
         assert head in shown
         assert "hessian_trace[probes=2]" in shown
         assert f"×{table.rows[0].factor:.4g} {table.rows[0].verdict}" in shown
-        assert "function fools: " in shown
+        assert "function fools (each by the worst of them): " in shown
         assert "no such change moves: path_norm\n" in shown
         assert "batch norm: running\n" in shown
         assert "certified, and equal within 0.5% plus three standard errors, these no" in shown

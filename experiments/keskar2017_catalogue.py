@@ -277,9 +277,10 @@ NOTES = (
 
 HEAD_ANEW = (
     "## The same starts trained again, by the certificates of now\n\n"
-    "The ten runs trained again at commit 3dc2309, and those measures of which the certificate "
-    "asks for more since (`configs/keskar2017/f1_certificates.yaml`; Holm's correction is for "
-    "these five alone). Both tables are of the same seeds, config and kind of processor, but not "
+    "The ten runs trained again at commit 3dc2309, and five of the measures of which the "
+    "certificate asks for more since (`configs/keskar2017/f1_certificates.yaml`; five for the time "
+    "they take, chosen when one SB minimum had been measured; Holm's correction is for these five "
+    "alone). Both tables are of the same seeds, config and kind of processor, but not "
     "of the same bits, see the README on what these depend on. `local_learning_coefficient` is "
     "certified nowhere now, not at SB either, and what the first table says of it should not be "
     "used; of λmin one LB minimum lacks its certificate, which ended at the 200th Lanczos step; of "

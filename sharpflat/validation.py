@@ -35,7 +35,7 @@ class InputError(ValueError):
 
 def closest(name: str, known: Iterable[str]) -> str:
     """`; did you mean 'x'?` for the known name nearest to `name`, else a list of what there is."""
-    known = sorted(known)
+    known = sorted(set(known))
     match = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
     if match:
         return f"; did you mean {match[0]!r}?"
@@ -106,11 +106,12 @@ def _explain(
 
 
 def _meant(schema: type[pydantic.BaseModel], path: list[Any]) -> str:
-    """For an unknown key the place where there is one of its name, else the closest name."""
+    """For an unknown key one spelt nearly so beside it, else where there is one of its name."""
+    beside = _fields_at(schema, path[:-1])
     elsewhere = [place for place in _places(schema) if place.rpartition(".")[2] == path[-1]]
-    if elsewhere:
+    if elsewhere and not difflib.get_close_matches(str(path[-1]), beside, cutoff=0.8):
         return f"; did you mean {min(elsewhere, key=len)!r}?"
-    return closest(path[-1], _fields_at(schema, path[:-1]))
+    return closest(path[-1], beside)
 
 
 def _places(schema: type[pydantic.BaseModel]) -> Iterator[str]:

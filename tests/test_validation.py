@@ -51,6 +51,18 @@ def test_a_key_at_the_wrong_depth_is_told_where_it_belongs():
     assert said == "inner.0.rho: unknown key 'rho'; did you mean 'rho'?"
 
 
+@pytest.mark.parametrize(
+    ("data", "hint"),
+    [
+        ({**STUDY, "seed": 1}, "'seeds'"),
+        ({**STUDY, "train": {**STUDY["train"], "epoch": 3}}, "'epochs'"),
+        ({**STUDY, "optimizer": {}}, "'train.optimizer'"),
+    ],
+)
+def test_what_is_spelt_nearly_so_beside_it_comes_first(data, hint):
+    assert complaint(Config, data).endswith(f"did you mean {hint}?")
+
+
 def test_what_should_be_a_mapping():
     said = complaint(Config, {**STUDY, "dataset": "mnist"})
     assert said == "dataset: expected a mapping, write {name: mnist}, got 'mnist'"

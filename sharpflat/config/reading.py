@@ -17,7 +17,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not a text file"
-        raise InputError(f"config {path}: {reason.lower()}{_beside(path)}") from None
+        hint = _beside(path) if isinstance(error, FileNotFoundError) else ""
+        raise InputError(f"config {path}: {reason.lower()}{hint}") from None
     content = parse(text, f"config {path}")
     if not isinstance(content, dict):
         raise InputError(f"config {path}: expected a mapping of keys, got {content!r}")
@@ -26,7 +27,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def _beside(path: Path) -> str:
     """The config that may have been meant, for a path where none is."""
-    known = [] if path.exists() else [file.stem for file in path.parent.glob("*.y*ml")]
+    known = [file.stem for file in path.parent.glob("*.y*ml")]
     return closest(path.stem, known) if known else ""
 
 

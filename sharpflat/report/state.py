@@ -72,10 +72,11 @@ def _runs(folder: Path, tabled: Iterable[str]) -> tuple[list[Run], list[str]]:
 
 
 def _statuses(runs: Iterable[Run]) -> collections.Counter[str]:
-    return collections.Counter(map(_status, runs))
+    return collections.Counter(map(status, runs))
 
 
-def _status(run: Run) -> str:
+def status(run: Run) -> str:
+    """What has become of a run, in a word."""
     if not (run.folder / "config.yaml").exists():
         return "not begun"
     return _or_none(run, "state") or "damaged"

@@ -15,7 +15,7 @@ from sharpflat.registry import metrics
 from sharpflat.report.figures import note
 from sharpflat.report.layout import arranged
 from sharpflat.report.names import entry_text, setting_text
-from sharpflat.report.state import begun_study, state, state_without_table
+from sharpflat.report.state import begun_study, state, state_without_table, status
 from sharpflat.runs import Run, study_folder
 from sharpflat.runs.summary import (
     Setting,
@@ -74,7 +74,7 @@ def _notes(rows: Sequence[dict[str, Any]], settings: Sequence[Setting], runs: Pa
         notes += _without_number(rows)
     for row in rows:
         if row["status"] != "finished":
-            state = Run(runs / row["run"]).state if row["status"] == "running" else row["status"]
+            state = status(Run(runs / row["run"])) if row["status"] == "running" else row["status"]
             notes.append(f"run {row['run']} (seed {row['seed']}): {state}")
     return notes
 

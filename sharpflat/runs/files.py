@@ -206,7 +206,7 @@ def check_free(folder: Path) -> None:
     """Look whether another process holds `folder`; writes nothing.
 
     Raises:
-        InputError: one does.
+        InputError: one does, or that cannot be told.
     """
     lock = folder / ".lock"
     if lock.exists():

@@ -68,7 +68,7 @@ class Run:
 
     @property
     def state(self) -> str:
-        """Its status; `interrupted` where it is `running` by its record and no process holds it."""
+        """Its status; `interrupted` where its record says `running` and surely nobody holds it."""
         status = str(self.status["status"])
         if status != "running":
             return status

@@ -13,7 +13,7 @@ import yaml
 
 from sharpflat import config as configs
 from sharpflat.config import Config, RunConfig
-from sharpflat.registry import metrics
+from sharpflat.registry import metrics, trackers
 from sharpflat.runs import files
 from sharpflat.runs.build import (
     build_recipe,
@@ -38,7 +38,7 @@ from sharpflat.runs.requests import check_measures, left_out, missing, requests
 from sharpflat.runs.requests import failures as failed_measurements
 from sharpflat.runs.setup import fill_registries, keep_compiled_programs
 from sharpflat.runs.table import read_table, swept_keys, table_rows, write_table
-from sharpflat.runs.tracking import check_tracks, tracks
+from sharpflat.runs.tracking import check_tracks
 from sharpflat.runs.train_run import follow_group, train_group
 from sharpflat.runs.warm_starts import check_warm_starts
 from sharpflat.validation import InputError, closest
@@ -283,8 +283,8 @@ def _read_code(config: Config, cells: Sequence[RunConfig]) -> None:
     training_digest(), commit()
     for request in requests(config):
         metrics[request.metric].digest  # noqa: B018
-    for track in (track for cell in cells for track in tracks(cell.resolved())):
-        track.entry.digest  # noqa: B018
+    for name in {name for cell in cells for spec in cell.train["track"] for name in spec}:
+        (trackers if name in trackers else metrics)[name].digest  # noqa: B018
 
 
 def _checked(check: Callable[..., object], *arguments: object) -> None:

@@ -192,6 +192,7 @@ def test_a_config_that_is_not_there_is_told_with_the_closest(tmp_path):
     write(tmp_path)
     said = sharpflat("run", tmp_path / "studdy.yaml").complaint
     assert said.endswith("studdy.yaml: no such file or directory; did you mean 'study'?")
+    assert sharpflat("run", tmp_path / ("long" * 99)).complaint.endswith("file name too long")
 
 
 @pytest.mark.parametrize(

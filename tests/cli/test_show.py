@@ -140,6 +140,8 @@ def test_a_run_that_is_at_work_is_not_taken_for_an_interrupted_one(root):
     with files.claimed(run.folder):
         assert f"run {run.id} (seed 0): running" in show(root)
         assert run.state == "running"
+    (run.folder / "status.json").write_text("{")
+    assert f"run {run.id} (seed 0): damaged" in show(root)
 
 
 def test_a_study_that_is_partly_trained_and_partly_measured(root):

@@ -141,3 +141,26 @@ def test_what_cannot_be_watched_is_refused_before_any_work(tmp_path, track, said
     outcome = sharpflat("train", path, f"train.track={track}", "--root", tmp_path / "results")
     assert said in outcome.complaint
     assert not list(tmp_path.glob("results/runs/*"))
+
+
+ABSENT = """
+import sharpflat as sf
+
+
+@sf.dataset
+def absent(*, size: int = 4) -> sf.Batch:
+    raise RuntimeError("nothing there")
+"""
+
+
+def test_a_data_set_that_raises_fails_its_own_run_alone(tmp_path):
+    """Whether it is watched or not."""
+    (tmp_path / "absent.py").write_text(ABSENT)
+    good = study(tmp_path, ["parameter_norm"]).dataset
+    content = {
+        "plugins": [str(tmp_path / "absent.py")],
+        "sweep": {"dataset": [{"name": "absent"}, good]},
+    }
+    config = study(tmp_path, ["parameter_norm"], **content)
+    statuses = [run.status["status"] for run in sf.train(config, tmp_path / "results")]
+    assert sorted(statuses) == ["failed", "finished"]

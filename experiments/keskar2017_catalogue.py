@@ -288,8 +288,8 @@ HEAD_ANEW = (
     "within 2 % of the first table's. The SB minima do not: they stop by patience, here "
     "at half the loss, and their λmax is 0.07 to 0.26 where it was 0.20 to 0.59. That λmax is "
     'larger at SB stands by five measures\' correction and would be "suggested" only by that of '
-    "all 39: how much larger (4 times above, 2.3 times here) is the stopping rule's as much as the "
-    "batch size's. Both radii and λmin say what they said."
+    "all 39; how much larger (4 times above, 2.3 times here) changes with where SB stopped. "
+    "Both radii and λmin say what they said."
 )
 
 HEAD = (

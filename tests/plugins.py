@@ -1,4 +1,4 @@
-"""Registries that a test may fill; a conftest that imports the fixture gives it to its folder."""
+"""A plugin, and registries that a test may fill; importing the fixture gives it to a folder or file."""
 
 import pytest
 
@@ -6,6 +6,17 @@ from sharpflat import registry
 from sharpflat.runs.setup import fill_registries
 
 fill_registries()
+
+PLUGIN = '''"""Words."""
+import sharpflat as sf
+
+
+@sf.metric
+def mine(objective, key, *, factor: float = 1.0):
+    """More words."""
+    # A comment.
+    return sf.Estimate(factor, 0.0, True)
+'''
 
 
 @pytest.fixture(autouse=True)

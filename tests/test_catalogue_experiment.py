@@ -108,3 +108,21 @@ def test_the_committed_runs_are_those_of_the_config(study):
     ids = [cell.id for cell in configs.cells(config)]
     rows = experiment.read_table(experiment.STUDIES[study])
     assert sorted(ids) == sorted(row["run"] for row in rows)
+
+
+def test_what_is_said_of_both_tables_is_so():
+    """The numbers in the words beside the second table."""
+    first, anew = (
+        experiment.compare(experiment.read_table(folder), "hessian_top_eigenvalues")
+        for folder in (experiment.RESULTS, experiment.ANEW)
+    )
+    np.testing.assert_allclose(anew.large, first.large, rtol=0.02)
+    ends = [f"{end:.2f}" for one in (anew, first) for end in (min(one.small), max(one.small))]
+    assert "{} to {} where it was {} to {}".format(*ends) in experiment.HEAD_ANEW
+    times = [1 / one.change.mean for one in (first, anew)]
+    assert f"{times[0]:.0f} times above, {times[1]:.1f} times here" in experiment.HEAD_ANEW
+    whole = [experiment.compare(experiment.read_table(), name) for name in
+             experiment.measures(experiment.read_table())]  # fmt: skip
+    whole = [anew if one.name == anew.name else one for one in whole]
+    (said,) = (said for one, _, said in experiment.judged(whole) if one is anew)
+    assert said == "suggested: SB larger"

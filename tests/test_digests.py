@@ -1,8 +1,7 @@
 """Digests of code: what changes them, and what does not."""
 
 import pytest
-from plugins import own_registries  # noqa: F401
-from test_registry import PLUGIN
+from plugins import PLUGIN, own_registries  # noqa: F401
 
 from sharpflat import digests, registry
 from sharpflat.registry import load_plugin

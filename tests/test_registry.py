@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from plugins import PLUGIN, own_registries  # noqa: F401
 
 import sharpflat as sf
 from sharpflat import registry
@@ -17,11 +18,6 @@ from sharpflat.validation import InputError
 @pytest.fixture
 def things():
     return Registry("thing")
-
-
-@pytest.fixture(autouse=True)
-def own_metrics(monkeypatch):
-    monkeypatch.setattr(registry.metrics, "_entries", dict(registry.metrics._entries))
 
 
 def test_a_registry_is_a_mapping_in_order_of_names(things):
@@ -125,18 +121,6 @@ def test_an_endless_mapping_is_refused():
     endless["rho"] = endless
     with pytest.raises(InputError):
         Entry("metric", "example", example).arguments(endless)
-
-
-PLUGIN = '''"""Words."""
-import sharpflat as sf
-
-
-@sf.metric
-def mine(objective, key, *, factor: float = 1.0):
-    """More words."""
-    # A comment.
-    return sf.Estimate(factor, 0.0, True)
-'''
 
 
 def test_a_plugin_edited_at_once_is_not_taken_for_the_old_one(tmp_path):

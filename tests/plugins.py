@@ -1,4 +1,4 @@
-"""A plugin, and registries that a test may fill; importing the fixture gives it to a folder or file."""
+"""A plugin, and registries that a test may fill: importing the fixture gives it to a folder."""
 
 import pytest
 

@@ -106,20 +106,22 @@ def _explain(
 
 
 def _meant(schema: type[pydantic.BaseModel], path: list[Any]) -> str:
-    """For an unknown key one spelt nearly so beside it, else where there is one of its name."""
-    beside = _fields_at(schema, path[:-1])
-    elsewhere = [place for place in _places(schema) if place.rpartition(".")[2] == path[-1]]
-    if elsewhere and not difflib.get_close_matches(str(path[-1]), beside, cutoff=0.8):
-        return f"; did you mean {min(elsewhere, key=len)!r}?"
-    return closest(path[-1], beside)
+    """For an unknown key one spelt nearly so beside it, or at the top, else one of its name."""
+    name, beside = str(path[-1]), _fields_at(schema, path[:-1])
+    for known in (beside, list(schema.model_fields)):
+        if difflib.get_close_matches(name, known, cutoff=0.8):
+            return closest(name, known)
+    elsewhere = [place for place in _places(schema) if place.rpartition(".")[2] == name]
+    return f"; did you mean {min(elsewhere, key=len)!r}?" if elsewhere else closest(name, beside)
 
 
-def _places(schema: type[pydantic.BaseModel]) -> Iterator[str]:
-    """The dotted names of all fields, at any depth."""
+def _places(schema: type[pydantic.BaseModel], *above: type[pydantic.BaseModel]) -> Iterator[str]:
+    """The dotted names of all fields, at any depth; a schema within itself is not entered again."""
     for name, field in schema.model_fields.items():
         yield name
         for inner in _schemas_in(field.annotation):
-            yield from (f"{name}.{place}" for place in _places(inner))
+            if inner not in (schema, *above):
+                yield from (f"{name}.{place}" for place in _places(inner, schema, *above))
 
 
 def _path(loc: Iterable[Any], data: Any) -> list[Any]:

@@ -28,6 +28,16 @@ class Outer(pydantic.BaseModel):
     rho: Positive = 1.0
 
 
+class Node(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+    children: list["Node"] = []
+
+
+class Forest(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(extra="forbid")
+    tree: Node
+
+
 def complaint(schema, data, where=""):
     with pytest.raises(InputError) as caught:
         validate(schema, data, where)
@@ -57,10 +67,24 @@ def test_a_key_at_the_wrong_depth_is_told_where_it_belongs():
         ({**STUDY, "seed": 1}, "'seeds'"),
         ({**STUDY, "train": {**STUDY["train"], "epoch": 3}}, "'epochs'"),
         ({**STUDY, "optimizer": {}}, "'train.optimizer'"),
+        ({**STUDY, "train": {**STUDY["train"], "seed": 1}}, "'seeds'"),
+        ({**STUDY, "measure": {"figure": []}}, "'figures'"),
+        ({**STUDY, "measure": {"epochs": 3}}, "'train.epochs'"),
     ],
 )
-def test_what_is_spelt_nearly_so_beside_it_comes_first(data, hint):
+def test_what_is_spelt_nearly_so_beside_it_or_at_the_top_comes_first(data, hint):
     assert complaint(Config, data).endswith(f"did you mean {hint}?")
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({"tre": {}}, "tre: unknown key 'tre'; did you mean 'tree'?"),
+        ({"children": []}, "children: unknown key 'children'; did you mean 'tree.children'?"),
+    ],
+)
+def test_a_type_may_hold_itself(data, said):
+    assert complaint(Forest, data) == said
 
 
 def test_what_should_be_a_mapping():

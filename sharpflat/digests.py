@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parent
 ONE_AT_A_TIME = threading.RLock()
 """Python 3.11 must not parse in two threads at once (gh-106905)."""
 
-UNSAID = ("ctx", "kind", "type_comment")
+UNSAID = ("ctx", "kind")
 """Fields of a syntax tree that follow from the others, or change nothing."""
 
 NO_ARITHMETIC = ("sharpflat.registry", "sharpflat.validation", "sharpflat.objective.inputs")
@@ -101,7 +101,10 @@ def _code_only(tree: ast.Module) -> str:
 
 
 def _said(node: Any) -> Any:
-    """A syntax tree in lists; neither `ast.dump` nor `ast.unparse` is the same in every Python."""
+    """A syntax tree in lists; neither `ast.dump` nor `ast.unparse` is the same in every Python.
+
+    Nor is the `repr` of text: what it escapes is what that Python's Unicode does not know.
+    """
     match node:
         case list():
             return [_said(part) for part in node if not _counts_for_nothing(part)]
@@ -111,7 +114,7 @@ def _said(node: Any) -> Any:
             fields = [(name, value) for name, value in ast.iter_fields(node) if name not in UNSAID]
             said = {name: _said(value) for name, value in fields if value not in (None, [])}
             return [type(node).__name__, said]
-    return repr(node)
+    return ascii(node)
 
 
 def _counts_for_nothing(node: Any) -> bool:

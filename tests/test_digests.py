@@ -109,6 +109,11 @@ def test_the_digest_is_the_same_in_every_python():
     assert digests.of_code(EVERY_KIND) == "a73cd35778176a04"
 
 
+def test_text_is_the_same_whatever_unicode_a_python_knows():
+    """U+1FAE8 is of Unicode 15: Python 3.11 writes it escaped, 3.12 as it is."""
+    assert digests.of_code("a = '\U0001fae8', '\u03bb'") == "07125fb86426d4e2"
+
+
 @pytest.mark.parametrize(
     ("one", "other"),
     [

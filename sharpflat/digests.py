@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 PACKAGE = Path(__file__).parent
+Source = str | bytes
+"""A module's text; a file's in bytes, for the file may say how it is encoded."""
+
 ONE_AT_A_TIME = threading.RLock()
 """Python 3.11 must not parse in two threads at once (gh-106905)."""
 
@@ -22,13 +25,13 @@ NO_ARITHMETIC = ("sharpflat.registry", "sharpflat.validation", "sharpflat.object
 """Modules that refuse and look up: no number depends on them, nor on what is imported of them."""
 
 
-def of_code(source: str) -> str:
+def of_code(source: Source) -> str:
     """Digest of a module's code, without docstrings, comments and `NO_ARITHMETIC`."""
     with ONE_AT_A_TIME:
         return _digest([_code_only(ast.parse(source))])
 
 
-def of_code_and_imports(source: str) -> str:
+def of_code_and_imports(source: Source) -> str:
     """Digest of a module's code and of all of sharpflat's that it imports, however indirectly."""
     with ONE_AT_A_TIME:
         codes = [_parsed(file)[0] for file in sorted(imports_of(source))]
@@ -41,7 +44,7 @@ def of_files(files: Iterable[Path]) -> str:
         return _digest([_parsed(file)[0] for file in sorted(files)])
 
 
-def imports_of(source: str) -> set[Path]:
+def imports_of(source: Source) -> set[Path]:
     """The files of sharpflat that a module imports, however indirectly."""
     with ONE_AT_A_TIME:
         files, found = [*_imported(ast.parse(source))], set[Path]()

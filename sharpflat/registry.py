@@ -169,10 +169,10 @@ class Entry:
         of = digests.of_code_and_imports if measures else digests.of_code
         return of(source)
 
-    def _source(self) -> str:
+    def _source(self) -> digests.Source:
         """That of the module; a notebook's cell is in no file, and has the function's alone."""
         if self.file is not None and self.file.exists():
-            return self.file.read_text()
+            return self.file.read_bytes()
         return textwrap.dedent(inspect.getsource(self.function))
 
 

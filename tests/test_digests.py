@@ -1,5 +1,9 @@
 """Digests of code: what changes them, and what does not."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 from plugins import PLUGIN, own_registries  # noqa: F401
 
@@ -8,7 +12,7 @@ from sharpflat.registry import load_plugin
 
 
 def digest(path, text):
-    path.write_text(text)
+    path.write_text(text, encoding="utf-8")
     load_plugin(path)
     return registry.metrics["mine"].digest
 
@@ -65,6 +69,26 @@ def test_the_digest_is_of_code_not_of_words(tmp_path):
     assert digest(path, PLUGIN.replace('"""Words."""\n', "\n\n")) == first
     assert digest(path, PLUGIN.replace("= 1.0", "= 2.0")) != first
     assert digest(path, PLUGIN.replace("factor, 0.0", "factor + 1, 0.0")) != first
+
+
+def test_the_digest_is_of_a_file_however_it_is_encoded(tmp_path):
+    """Nor does it depend on the locale, which tells how Python opens a file by default."""
+    path, text = tmp_path / "plugin.py", PLUGIN.replace("factor", "λ").replace("A comment", "é")
+    first = digest(path, text)
+    for encoding in ("utf-8-sig", "iso8859-7"):
+        head = "# coding: iso8859-7\n" if encoding == "iso8859-7" else ""
+        path.write_bytes((head + text.replace("é", "e")).encode(encoding))
+        load_plugin(path)
+        assert registry.metrics["mine"].digest == first
+    script = f"""
+from sharpflat import registry
+registry.load_plugin({str(path)!r})
+print(registry.metrics["mine"].digest)
+"""
+    path.write_text(text, encoding="utf-8")
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run([sys.executable, "-c", script], env=plain, capture_output=True, text=True)
+    assert done.stdout == f"{first}\n", done.stderr
 
 
 EVERY_KIND = r"""

@@ -6,8 +6,10 @@ import ast
 import functools
 import hashlib
 import json
+import sys
 import threading
-from collections.abc import Iterable, Iterator
+import types
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +26,39 @@ UNSAID = ("ctx", "kind")
 NO_ARITHMETIC = ("sharpflat.registry", "sharpflat.validation", "sharpflat.objective.inputs")
 """Modules that refuse and look up: no number depends on them, nor on what is imported of them."""
 
+LIBRARIES = sys.stdlib_module_names | {"jax", "flax", "optax"}
+"""Wrappers of theirs are left out: a new version would have all that they wrap made anew."""
 
-def of_code(source: Source) -> str:
-    """Digest of a module's code, without docstrings, comments and `NO_ARITHMETIC`."""
+
+def layers(function: Callable[..., Any]) -> list[Callable[..., Any]]:
+    """A function and those that it wraps, as `functools.wraps` notes them; the outermost first."""
+    chain = [function]
+    while hasattr(chain[-1], "__wrapped__"):
+        chain.append(chain[-1].__wrapped__)
+    outer = (each for each in chain[:-1] if isinstance(each, types.FunctionType))
+    return [each for each in outer if _root(each) not in LIBRARIES] + chain[-1:]
+
+
+def module_of(layer: Callable[..., Any]) -> str:
+    """Name of the module that holds the code; `functools.wraps` has overwritten `__module__`."""
+    return str(getattr(layer, "__globals__", {}).get("__name__", layer.__module__))
+
+
+def _root(layer: Callable[..., Any]) -> str:
+    return module_of(layer).partition(".")[0]
+
+
+def of_code(*sources: Source) -> str:
+    """Digest of modules' code, without docstrings, comments and `NO_ARITHMETIC`."""
     with ONE_AT_A_TIME:
-        return _digest([_code_only(ast.parse(source))])
+        return _digest([_code_only(ast.parse(source)) for source in sources])
 
 
-def of_code_and_imports(source: Source) -> str:
-    """Digest of a module's code and of all of sharpflat's that it imports, however indirectly."""
+def of_code_and_imports(*sources: Source) -> str:
+    """Digest of modules' code and of all of sharpflat's that they import, however indirectly."""
     with ONE_AT_A_TIME:
-        codes = [_parsed(file)[0] for file in sorted(imports_of(source))]
-        return _digest([_code_only(ast.parse(source)), *codes])
+        codes = [_code_only(ast.parse(source)) for source in sources]
+        return _digest([*codes, *(_parsed(file)[0] for file in sorted(imports_of(*sources)))])
 
 
 def of_files(files: Iterable[Path]) -> str:
@@ -44,10 +67,11 @@ def of_files(files: Iterable[Path]) -> str:
         return _digest([_parsed(file)[0] for file in sorted(files)])
 
 
-def imports_of(source: Source) -> set[Path]:
-    """The files of sharpflat that a module imports, however indirectly."""
+def imports_of(*sources: Source) -> set[Path]:
+    """The files of sharpflat that modules import, however indirectly."""
     with ONE_AT_A_TIME:
-        files, found = [*_imported(ast.parse(source))], set[Path]()
+        files = [file for source in sources for file in _imported(ast.parse(source))]
+        found = set[Path]()
         while files:
             file = files.pop()
             if file not in found:

@@ -141,39 +141,50 @@ class Entry:
     @cached_property
     def file(self) -> Path | None:
         """The file that holds the function, where there is one."""
-        try:
-            path = inspect.getsourcefile(inspect.unwrap(self.function))
-        except TypeError:
-            return None
-        return Path(path) if path else None
+        return _file(inspect.unwrap(self.function))
 
     @property
     def built_in(self) -> bool:
         """Whether the entry is sharpflat's own."""
-        return self.function.__module__.partition(".")[0] == "sharpflat"
+        return all(module.partition(".")[0] == "sharpflat" for module in self.modules)
+
+    @cached_property
+    def modules(self) -> tuple[str, ...]:
+        """Names of the modules that hold its code: the function's, and those of what it wraps."""
+        return tuple(digests.module_of(layer) for layer in digests.layers(self.function))
 
     @cached_property
     def digest(self) -> str:
-        """Digest of the code of its module, of what measures with what that imports of ours.
+        """Digest of the code of its modules, of what measures with what that imports of ours.
 
         Raises:
             InputError: the code cannot be read.
         """
         try:
-            source = self._source()
+            sources = dict.fromkeys(map(_source, digests.layers(self.function)))
         except (OSError, TypeError):
             raise InputError(
                 f"{self.kind} {self.name!r}: its code cannot be read; write it in a file"
             ) from None
         measures = self.kind in ("metric", "tracker")
         of = digests.of_code_and_imports if measures else digests.of_code
-        return of(source)
+        return of(*sources)
 
-    def _source(self) -> digests.Source:
-        """That of the module; a notebook's cell is in no file, and has the function's alone."""
-        if self.file is not None and self.file.exists():
-            return self.file.read_bytes()
-        return textwrap.dedent(inspect.getsource(self.function))
+
+def _file(function: Callable[..., Any]) -> Path | None:
+    try:
+        path = inspect.getsourcefile(function)
+    except TypeError:
+        return None
+    return Path(path) if path else None
+
+
+def _source(layer: Callable[..., Any]) -> digests.Source:
+    """That of its module; a notebook's cell is in no file, and has the function's alone."""
+    file = _file(layer)
+    if file is not None and file.exists():
+        return file.read_bytes()
+    return textwrap.dedent(inspect.getsource(getattr(layer, "__code__", layer)))
 
 
 def _as_text(value: Any) -> str:
@@ -222,7 +233,7 @@ class Registry(Mapping[str, Entry]):
 
     def _check_name(self, entry: Entry) -> None:
         known = self._entries.get(entry.name)
-        if known is None or known.function.__module__ == entry.function.__module__:
+        if known is None or known.modules == entry.modules:
             return
         if known.built_in:
             raise InputError(f"{self.kind} {entry.name!r} is sharpflat's own; choose another name")

@@ -1,6 +1,7 @@
 """Registries: names, schemas and plugins."""
 
 import functools
+import linecache
 import subprocess
 import sys
 from pathlib import Path
@@ -201,6 +202,65 @@ def test_wrapped_functions_have_the_code_of_what_they_wrap(things):
         things.register(function)
         assert things[function.__name__].file == Path(__file__)
         assert things[function.__name__].digest
+
+
+def doubled(x):
+    return 2 * x
+
+
+WRAPPER = """
+import functools
+import sharpflat as sf
+from sharpflat.registry import metrics
+
+@sf.metric
+@functools.wraps(metrics["parameter_norm"].function)
+def mine(objective, **rest):
+    return 2
+"""
+
+
+def test_what_wraps_ours_is_not_ours(tmp_path):
+    path = tmp_path / "plugin.py"
+    path.write_text(WRAPPER)
+    ours = sf.metrics["parameter_norm"]
+    with pytest.raises(InputError, match="'parameter_norm' is sharpflat's own"):
+        load_plugin(path)
+    assert sf.metrics["parameter_norm"] is ours
+
+
+def test_the_digest_of_what_wraps_holds_both(tmp_path):
+    path, found = tmp_path / "plugin.py", []
+    named = WRAPPER.replace("@sf.metric", "") + "mine.__name__ = 'mine'\nsf.metric(mine)"
+    for text in (named, named.replace("2", "3"), named.replace("parameter_norm", "path_norm")):
+        path.write_text(text)
+        load_plugin(path)
+        found.append(sf.metrics["mine"].digest)
+        assert not sf.metrics["mine"].built_in
+    assert len({*found, sf.metrics["parameter_norm"].digest}) == 4
+
+
+def test_a_wrapper_of_a_library_counts_for_nothing(tmp_path):
+    """Else a plugin's runs would be trained anew with the next JAX."""
+    path, found = tmp_path / "plugin.py", set()
+    for wrapper in ("", "@jax.checkpoint\n", "@jax.default_matmul_precision('highest')\n"):
+        path.write_text(f"import jax\nimport sharpflat as sf\n@sf.model\n{wrapper}def mine(x): ...")
+        load_plugin(path)
+        found |= {sf.models["mine"].modules}
+    assert [len(modules) for modules in found] == [1]
+
+
+def test_of_a_notebooks_cell_its_function_counts(monkeypatch, things):
+    """Not what it wraps alone."""
+    scope, found = {"__name__": "__main__", "wraps": functools.wraps(doubled)}, set()
+    for number in (1, 2, 2):
+        cell = f"@wraps\ndef mine(x):\n    return {number}\n"
+        known = (len(cell), None, cell.splitlines(keepends=True), "<cell>")
+        monkeypatch.setitem(linecache.cache, "<cell>", known)
+        exec(compile(cell, "<cell>", "exec"), scope)
+        things.register(scope["mine"])
+        found.add(things["doubled"].digest)
+    assert len(found) == 2
 
 
 def test_code_that_cannot_be_read_is_refused(things):

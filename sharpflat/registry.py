@@ -181,6 +181,9 @@ def _file(function: Callable[..., Any]) -> Path | None:
 
 def _source(layer: Callable[..., Any]) -> digests.Source:
     """That of its module; a notebook's cell is in no file, and has the function's alone."""
+    module = sys.modules.get(digests.module_of(layer))
+    if (loaded := getattr(module, "__source__", None)) is not None:
+        return loaded
     file = _file(layer)
     if file is not None and file.exists():
         return file.read_bytes()
@@ -299,8 +302,9 @@ def load_plugin(path: str | Path) -> None:
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
     try:
+        source = module.__dict__["__source__"] = path.read_bytes()  # digests are of what was run
         # Not through the import system: its cache takes an edit within a second for no edit.
-        exec(compile(path.read_bytes(), str(path), "exec"), module.__dict__)
+        exec(compile(source, str(path), "exec"), module.__dict__)
     except InputError:
         raise
     except Exception as error:

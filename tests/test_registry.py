@@ -11,7 +11,7 @@ import pytest
 from plugins import PLUGIN, own_registries  # noqa: F401
 
 import sharpflat as sf
-from sharpflat import registry
+from sharpflat import digests, registry
 from sharpflat.registry import Entry, Registry, load_plugin
 from sharpflat.validation import InputError
 
@@ -133,6 +133,14 @@ def test_a_plugin_edited_at_once_is_not_taken_for_the_old_one(tmp_path):
         values.append(registry.metrics["mine"].arguments({})["factor"])
     assert values == [1.0, 2.0, 3.0]
     assert [file.name for file in tmp_path.iterdir()] == ["plugin.py"]
+
+
+def test_the_digest_is_of_what_was_run(tmp_path):
+    path, text = tmp_path / "plugin.py", f"open(__file__, 'w').close()\n{PLUGIN}"
+    path.write_text(text)
+    load_plugin(path)
+    assert path.read_text() == ""
+    assert registry.metrics["mine"].digest == digests.of_code_and_imports(text)
 
 
 @pytest.mark.parametrize(

@@ -220,11 +220,13 @@ class Registry(Mapping[str, Entry]):
             **about: `cost` and `checks` of `Entry`.
 
         Raises:
-            InputError: a function of other code already has that name; an argument that a
-                config may set has no type.
+            InputError: a function of other code already has that name; a callable without one;
+                an argument that a config may set has no type.
         """
         if function is None:
             return functools.partial(self.register, **about)
+        if isinstance(function, functools.partial) or not hasattr(function, "__name__"):
+            raise InputError(f"{self.kind} {function!r}: no name of its own; write a function")
         name = function.__name__
         self._check_types(function)
         entry = Entry(self.kind, name, function, **about)

@@ -271,6 +271,26 @@ def test_of_a_notebooks_cell_its_function_counts(monkeypatch, things):
     assert len(found) == 2
 
 
+class Doubling:
+    def __call__(self, x):
+        return 2 * x
+
+
+@pytest.mark.parametrize(
+    "nameless",
+    [
+        functools.partial(doubled, 1),
+        functools.update_wrapper(functools.partial(doubled, 1), doubled),
+        Doubling(),
+        3,
+    ],
+    ids=["partial", "partial by another's name", "object", "number"],
+)
+def test_what_has_no_name_of_its_own_is_refused(things, nameless):
+    with pytest.raises(InputError, match=r"thing .*: no name of its own; write a function"):
+        things.register(nameless)
+
+
 def test_code_that_cannot_be_read_is_refused(things):
     scope = {"__name__": "__console__"}
     exec("def typed_in(): ...", scope)

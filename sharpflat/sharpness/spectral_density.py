@@ -52,11 +52,12 @@ def hessian_spectral_density(
 
     ρ(t) = E Σ_j w_j N(t; λ_j, s²) by stochastic Lanczos quadrature: from a random start each probe
     gives Gauss nodes λ_j and weights w_j, smoothed by a Gaussian of s = `width` × the range of the
-    nodes (1 where all are zero). Full reorthogonalisation: no ghost copies. The probes' spread is
-    the band: with few of them the bulk near zero is known far better than the outliers, each of
-    mass 1/p. The defaults are for a look: Ghorbani et al. take about ten starts of 80 to 90 steps,
-    and in their released code a narrower s² = 1e-5 × the range. Units: eigenvalues, and the value,
-    loss per squared parameter; the density one over that.
+    nodes, or × a thousandth of the uppermost one's size if that is more (1 where all are 0). Full
+    reorthogonalisation: no ghost copies. The probes' spread is the band: with few of them the bulk
+    near zero is known far better than the outliers, each of mass 1/p. The defaults are for a look:
+    Ghorbani et al. take about ten starts of 80 to 90 steps, and in their released code a narrower
+    s² = 1e-5 × the range. Units: eigenvalues, and the value, loss per squared parameter; the
+    density one over that.
 
     Args:
         objective: where to measure.

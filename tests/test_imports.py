@@ -14,7 +14,7 @@ OBJECTIVE = BASE | {"networks", "objective"}
 MEASURING = OBJECTIVE | {"curvature", "sharpness", "landscape"}
 TRAINING = OBJECTIVE | {"training"}
 AUDIT = OBJECTIVE | {"sharpness", "audit"}
-RUNS = MEASURING | TRAINING | AUDIT | {"data", "config", "statistics", "digests", "runs"}
+RUNS = MEASURING | TRAINING | AUDIT | {"data", "config", "statistics", "runs"}
 ALLOWED = {
     "__init__": set(),
     "digests": set(),
@@ -32,7 +32,7 @@ ALLOWED = {
     "audit": AUDIT,
     "training": TRAINING,
     "config": {"registry", "validation", "config"},
-    "runs": RUNS,
+    "runs": RUNS | {"digests"},
     "plots": {"registry", "validation", "statistics", "plots"},
     "report": RUNS | {"plots", "report"},
     "cli": RUNS | {"plots", "report"},

@@ -130,6 +130,17 @@ def test_where_no_sigma_was_found_there_is_no_error():
         assert not estimate.converged
 
 
+def test_where_every_sigma_costs_too_much_there_is_no_error():
+    """Weights a tenth as large: the first two σ cost more than may be lost."""
+    for steps, known in ((2, False), (3, True)):
+        estimate = sf.measure(doubled(0.1, jnp.float32), {NAMES[0]: {"draws": 50, "steps": steps}})
+        assert estimate.details["slope"] < 0
+        assert np.isfinite(estimate.details["high"])
+        assert (estimate.details["low"] > 0) == known
+        assert (estimate.standard_error is not None) == known
+        assert not estimate.converged
+
+
 def test_one_draw_has_no_error():
     assert sf.measure(classifier(), {NAMES[0]: {"draws": 1}}).standard_error is None
 

@@ -14,6 +14,7 @@ from sharpflat.validation import Count, Finite, NaturalNumber, NonNegative, Posi
 Policy = Literal["batch", "running", "recalibrated"]
 Seed = Annotated[int, pydantic.Field(ge=0, lt=2**31)]  # JAX's integers have 32 bits
 Spec = str | dict[str, Any]
+FOLDER_NAME = "[A-Za-z0-9][A-Za-z0-9._-]*"
 Values = Annotated[list[Any], pydantic.Field(min_length=1)]
 
 
@@ -24,11 +25,16 @@ def _not_bare(value: Any) -> Any:
 
 
 def _folder_name(text: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", text):
+    if not re.fullmatch(FOLDER_NAME, text):
         raise ValueError("is a folder's name: a letter or digit, then also '.', '_' and '-'")
     return text
 
 
+FolderName = Annotated[
+    str,
+    pydantic.AfterValidator(_folder_name),  # whose words are plainer than those of a pattern
+    pydantic.Field(json_schema_extra={"pattern": f"^{FOLDER_NAME}$"}),
+]
 Named = Annotated[dict[str, Any], pydantic.BeforeValidator(_not_bare)]
 
 
@@ -241,7 +247,7 @@ class Config(Strict):
 
     model_config = pydantic.ConfigDict(use_attribute_docstrings=True)
 
-    study: Annotated[str, pydantic.AfterValidator(_folder_name)]
+    study: FolderName
     """Its name, that of its folder below `studies`."""
     plugins: list[str] = []
     """Python files of your own entries; a relative path is from the folder of this file."""

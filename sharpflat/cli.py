@@ -226,6 +226,7 @@ def list_entries(
     """What there is to choose from; with NAME formula, arguments, source."""
     from sharpflat import registry
     from sharpflat.config import Config
+    from sharpflat.config.schema import Every
     from sharpflat.validation import InputError, closest
 
     if kind not in KINDS:
@@ -243,7 +244,9 @@ def list_entries(
     if name is not None:
         print(entries[name].description)
         if kind == "trackers":
-            print("  every: int = 1, unit: 'epochs' | 'updates' = 'epochs' (of every tracker)")
+            for key, field in Every.model_fields.items():
+                said = f"{key}: {Every.__annotations__[key]} = {field.default!r}"
+                print(f"  {said} (of every tracker)")
         return
     width = max(len(entry) for entry in entries)
     for entry in entries:

@@ -76,11 +76,12 @@ def seeds(counts: list[int]) -> str:
 
 
 def named(item: tuple[str, Any]) -> str:
-    """A dotted key and its value in words: `learning rate 0.1`, `optimizer sgd`."""
+    """A dotted key and its value in words: `learning rate 0.1`, `optimizer sgd`, `no swa`."""
     key, value = item
     parts = key.split(".")
     name = parts[-2] if parts[-1] == "name" and len(parts) > 1 else parts[-1]
-    return f"{name.replace('_', ' ')} {_words(value)}"
+    words = name.replace("_", " ")
+    return f"no {words}" if value is None else f"{words} {_words(value)}"
 
 
 def _words(value: Any) -> str:

@@ -15,6 +15,7 @@ from sharpflat.plots.settings import Setting, left_out, settings
 from sharpflat.registry import figure
 
 EDGE = "largest stable curvature"
+SHARED = "0.3"
 LOG_FROM = 20  # a log axis of values once the largest is this many times the smallest
 
 
@@ -74,17 +75,20 @@ def _draw(found: list[Setting], rows: list[dict[str, Any]], width: Width) -> Fig
     handles: dict[str, Any] = {}
     for name, ax in zip(names, axes, strict=True):
         drawn = [row for row in rows if row["track"] == name]
+        lines = list[tuple[Line2D, list[dict[str, Any]]]]()
         for setting, colour in zip(found, base.colours(len(found)), strict=True):
             for run in setting.runs:
                 own = [row for row in drawn if _is_of(row, setting, run)]
                 if own:
-                    handles.setdefault(setting.label, _line(ax, own, colour, setting.label))
+                    lines.append((_line(ax, own, colour, setting.label), own))
+                    handles.setdefault(setting.label, lines[-1][0])
+        _thresholds(ax, lines)
         ax.set_xlabel("epoch")
         ax.set_ylabel(name.replace("_", " "))
         _scale(ax, drawn)
     shown = list(handles.values()) if len(found) > 1 else []
     if any(row["stability_threshold"] is not None for row in rows):
-        shown.append(Line2D([], [], linestyle="--", color="0.3", linewidth=0.8, label=EDGE))
+        shown.append(Line2D([], [], linestyle="--", color=SHARED, linewidth=0.8, label=EDGE))
     if shown:
         base.legend_above(plot, shown)
     return plot
@@ -95,7 +99,7 @@ def _is_of(row: dict[str, Any], setting: Setting, run: RunRecord) -> bool:
     return all(row[key] == value for key, value in cells.items())
 
 
-def _line(ax: Axes, rows: list[dict[str, Any]], colour: Any, label: str) -> Any:
+def _line(ax: Axes, rows: list[dict[str, Any]], colour: Any, label: str) -> Line2D:
     epochs, values = ([row[key] for row in rows] for key in ("epoch", "value"))
     (line,) = ax.plot(epochs, values, color=colour, label=label)
     bands = [row for row in rows if row["over_batches"] is not None]
@@ -106,12 +110,22 @@ def _line(ax: Axes, rows: list[dict[str, Any]], colour: Any, label: str) -> Any:
         [row["epoch"] for row in unsure], [row["value"] for row in unsure], "o", color=colour,
         markerfacecolor="white",
     )  # fmt: skip
-    edges = [row for row in rows if base.finite(row["stability_threshold"]) is not None]
-    ax.plot(
-        [row["epoch"] for row in edges], [row["stability_threshold"] for row in edges], "--",
-        color=colour, linewidth=0.8,
-    )  # fmt: skip
     return line
+
+
+def _thresholds(ax: Axes, lines: list[tuple[Line2D, list[dict[str, Any]]]]) -> None:
+    """Each is drawn once, in its setting's colour unless settings share it."""
+    shared: dict[Any, list[tuple[Line2D, dict[float, float]]]] = collections.defaultdict(list)
+    for line, rows in lines:
+        edges = {r["epoch"]: r["stability_threshold"] for r in rows}
+        edges = {epoch: edge for epoch, edge in edges.items() if base.finite(edge) is not None}
+        constant = len(set(edges.values())) == 1
+        shared[max(edges.values()) if constant else tuple(edges.items())].append((line, edges))
+    for members in shared.values():
+        course = dict(sorted(pair for _, edges in members for pair in edges.items()))
+        alone = len({line.get_label() for line, _ in members}) == 1
+        colour = members[0][0].get_color() if alone else SHARED
+        ax.plot(list(course), list(course.values()), "--", color=colour, linewidth=0.8)
 
 
 def _scale(ax: Axes, rows: list[dict[str, Any]]) -> None:
@@ -130,7 +144,8 @@ def _caption(study: StudyRecords, rows: list[dict[str, Any]]) -> str:
         [
             f"{study.name}: watched during training, a line a run;",
             f"batch norm {', '.join(policies)}.",
-            "Dashed: the largest curvature at which the optimizer is stable."
+            "Dashed: the largest curvature at which the optimizer is stable on the whole batch (on "
+            "small batches less is), grey where settings share it."
             if any(row["stability_threshold"] is not None for row in rows)
             else "",
             "Bands: one standard deviation over the batches."

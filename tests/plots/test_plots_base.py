@@ -167,13 +167,14 @@ def test_settings_are_ordered_and_leave_out_keys_that_follow_the_batch_size(make
 
 def test_settings_that_are_mappings_or_missing_have_words_and_plain_cells(make):
     adam, sam = {"name": "adam", "learning_rate": 0.001}, {"name": "sam", "rho": 0.05}
-    runs = [make.run(8, 0, 5, **{"train.optimizer": rule}) for rule in (sam, adam)]
+    runs = [make.run(8, 0, 5, **{"train.optimizer": rule}) for rule in (sam, adam, None)]
     found = settings(make.study(runs))
     assert [s.series for s in found] == [
+        "no optimizer",
         "optimizer adam learning rate 0.001",
         "optimizer sam rho 0.05",
     ]
-    assert found[0].cells["train.optimizer"] == '{"learning_rate": 0.001, "name": "adam"}'
+    assert found[1].cells["train.optimizer"] == '{"learning_rate": 0.001, "name": "adam"}'
 
 
 def test_only_finished_runs_are_drawn_and_the_caption_counts_the_others(make):

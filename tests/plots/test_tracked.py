@@ -1,7 +1,7 @@
 """The figure of what was tracked: its numbers, thresholds and certificates."""
 
 from sharpflat.plots import RunRecord
-from sharpflat.plots.tracked import tracked
+from sharpflat.plots.tracked import SHARED, tracked
 
 
 def look(step, value, track="top_eigenvalue", **changes):
@@ -16,6 +16,10 @@ def look(step, value, track="top_eigenvalue", **changes):
 def run(seed, rows, batch_size=8):
     swept = {"train.batch_size": batch_size}
     return RunRecord(str(seed), seed, "finished", swept, [], {}, rows)
+
+
+def dashes(ax):
+    return [line for line in ax.lines if line.get_linestyle() == "--" and len(line.get_ydata())]
 
 
 def test_nothing_watched_nothing_drawn(make):
@@ -37,12 +41,24 @@ def test_a_panel_a_track_with_its_threshold(make):
         ("batch_losses", 8, 0, 1.0), ("batch_losses", 8, 5, 1.0), ("top_eigenvalue", 40, 0, 2.0),
     ]  # fmt: skip
     assert plot.figure.axes[0].get_yscale() == "log"
-    dashed = [line for line in plot.figure.axes[0].lines if line.get_linestyle() == "--"]
-    assert [list(line.get_ydata()) for line in dashed if len(line.get_ydata())] == [[20, 20], [20]]
+    (dashed,) = dashes(plot.figure.axes[0])
+    assert (list(dashed.get_xdata()), list(dashed.get_ydata())) == ([0, 1], [20, 20])
+    assert dashed.get_color() == SHARED
     (legend,) = plot.figure.legends
     assert [text.get_text() for text in legend.get_texts()][-1] == "largest stable curvature"
     for said in ("Dashed", "Bands", "Open dots", "batch norm batch"):
         assert said in plot.caption
+
+
+def test_thresholds_of_their_own_have_their_settings_colours(make):
+    """Those that settings share hide none."""
+    falling = [look(5 * e, 1.0, stability_threshold=edge) for e, edge in enumerate((20.0, 30.0))]
+    runs = [run(0, falling), run(1, falling), run(2, [look(0, 1.0), look(5, 1.0)], batch_size=40)]
+    (ax,) = tracked(make.study(runs)).figure.axes
+    assert [list(line.get_ydata()) for line in dashes(ax)] == [[20, 30], [20, 20]]
+    curves = {line.get_label(): line.get_color() for line in ax.lines}
+    colours = [curves["batch size 8"], curves["batch size 40"]]
+    assert [line.get_color() for line in dashes(ax)] == colours
 
 
 def test_a_threshold_far_above_asks_for_a_log_axis(make):

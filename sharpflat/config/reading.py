@@ -27,7 +27,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def _beside(path: Path) -> str:
     """The config that may have been meant, for a path where none is."""
-    known = [file.stem for file in path.parent.glob("*.y*ml")]
+    known = [file.stem for file in path.parent.glob("[!.]*.y*ml")]
     return closest(path.stem, known) if known else ""
 
 

@@ -114,9 +114,8 @@ def _epoch_seconds(config: dict[str, Any]) -> float:
 
 
 def _request_seconds(config: dict[str, Any], request: Request) -> float | None:
-    data = getattr(resident(config["dataset"]), request.split)
-    where = (request.split, request.examples or data.size, request.chunk, request.batch_norm)
     try:
+        where = request.split, _examples(config, request), request.chunk, request.batch_norm
         return _gradient_seconds(config, *where)
     except Exception:
         return None  # as for trainings
@@ -141,10 +140,18 @@ def _gradient_seconds(
 
 
 def _cost(config: dict[str, Any], request: Request, seconds: float | None, runs: int) -> Cost:
-    entry = metrics[request.metric]
-    if entry.cost is None:
-        return Cost(request, None, None, runs)
-    examples = request.examples or getattr(resident(config["dataset"]), request.split).size
-    gradients = float(entry.cost(examples, request.arguments))
-    total = None if seconds is None else runs * gradients * seconds
+    gradients = _gradients(config, request)
+    total = None if gradients is None or seconds is None else runs * gradients * seconds
     return Cost(request, gradients, total, runs)
+
+
+def _gradients(config: dict[str, Any], request: Request) -> float | None:
+    cost = metrics[request.metric].cost
+    try:
+        return None if cost is None else float(cost(_examples(config, request), request.arguments))
+    except Exception:
+        return None  # as for trainings
+
+
+def _examples(config: dict[str, Any], request: Request) -> int:
+    return request.examples or getattr(resident(config["dataset"]), request.split).size

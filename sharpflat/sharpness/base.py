@@ -104,7 +104,10 @@ def checked(entry: Entry, estimate: Any) -> Estimate:
         InputError: no Estimate, or no scalar.
     """
     if not isinstance(estimate, Estimate):
-        raise InputError(f"{entry.name}: returned {type(estimate).__name__}, not an Estimate")
+        raise InputError(
+            f"{entry.name}: returned {type(estimate).__name__}, not an Estimate: "
+            f"write sf.Estimate(value, ...)"
+        )
     if jnp.ndim(estimate.value) != 0:
         raise InputError(f"{entry.name}: value has shape {jnp.shape(estimate.value)}, not a scalar")
     error, finite = estimate.standard_error, math.isfinite(estimate.value)

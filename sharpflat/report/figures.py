@@ -35,7 +35,8 @@ def study_records(root: str | Path, study: str) -> plots.StudyRecords:
 
 def note(root: str | Path, study: str) -> str:
     """What results on the study's data must carry, such as that they are lossy; or nothing."""
-    begun = [run for run in load_runs(root, study) if (run.folder / "provenance.json").exists()]
+    runs = [run for run in load_runs(root, study) if run.damage is None]
+    begun = [run for run in runs if (run.folder / "provenance.json").exists()]
     notes = dict.fromkeys(run.provenance.get("data_note", "") for run in begun)
     return "; ".join(filter(None, notes))
 

@@ -79,7 +79,14 @@ def status(run: Run) -> str:
     """What has become of a run, in a word."""
     if not (run.folder / "config.yaml").exists():
         return "not begun"
-    return _or_none(run, "state") or "damaged"
+    return "damaged" if run.damage is not None else run.state
+
+
+def fate(run: Run) -> str:
+    """Its status, and why where its training came to no good end."""
+    word = status(run)
+    reason = run.status["reason"] if word in ("diverged", "failed") else None
+    return f"{word}: {reason}" if reason else word
 
 
 def _counts(statuses: collections.Counter[str]) -> str:
@@ -128,7 +135,7 @@ def _asked(folder: Path) -> dict[str, Request]:
 
 
 def _damaged(runs: Iterable[Run]) -> list[str]:
-    found = [_read(run, part) for run in runs for part in ("status", "history", "measurements")]
+    found = [_read(run, part) for run in runs for part in ("damage", "history", "measurements")]
     return [str(content) for content in found if isinstance(content, InputError)]
 
 

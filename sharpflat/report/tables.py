@@ -15,7 +15,7 @@ from sharpflat.registry import metrics
 from sharpflat.report.figures import note
 from sharpflat.report.layout import arranged
 from sharpflat.report.names import entry_text, setting_text
-from sharpflat.report.state import begun_study, state, state_without_table, status
+from sharpflat.report.state import begun_study, fate, state, state_without_table
 from sharpflat.runs import Run, study_folder
 from sharpflat.runs.summary import (
     Setting,
@@ -74,8 +74,7 @@ def _notes(rows: Sequence[dict[str, Any]], settings: Sequence[Setting], runs: Pa
         notes += _without_number(rows)
     for row in rows:
         if row["status"] != "finished":
-            state = status(Run(runs / row["run"])) if row["status"] == "running" else row["status"]
-            notes.append(f"run {row['run']} (seed {row['seed']}): {state}")
+            notes.append(f"run {row['run']} (seed {row['seed']}): {fate(Run(runs / row['run']))}")
     return notes
 
 
@@ -112,14 +111,16 @@ def _block(block: dict[str, Any]) -> str:
 
 
 def _run_ids(rows: Sequence[dict[str, Any]], settings: Sequence[Setting]) -> list[str]:
+    rows = [row for row in rows if row["status"] == "finished"]
     lines = ["runs in the order of their seeds, as `sharpflat audit RUN` takes them:"]
     ids = [row["run"] for row in rows]
     length = next(n for n in range(6, 99) if len({name[:n] for name in ids}) == len(set(ids)))
     for setting in settings:
         own = [row for row in rows if setting.swept.items() <= row.items()]
         ids = [row["run"][:length] for row in sorted(own, key=lambda row: row["seed"])]
-        lines.append(f"  {setting_text(setting.swept)}: {', '.join(ids)}")
-    return lines
+        if ids:
+            lines.append(f"  {setting_text(setting.swept)}: {', '.join(ids)}")
+    return lines if rows else []
 
 
 def _points(gap: Interval) -> str:

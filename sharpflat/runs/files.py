@@ -26,12 +26,20 @@ def make_folder(path: Path) -> Path:
     """`path`, made with its parents; one clear line where that cannot be."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if not os.access(path, os.W_OK):
-            raise PermissionError(13, "permission denied")
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise InputError(f"output folder {path}: cannot be written: {reason}") from None
+    check_folder(path)
     return path
+
+
+def check_folder(path: Path) -> None:
+    """Refuse where nothing can be written, whether the folder is there yet or not; makes none."""
+    there = next(part for part in (path, *path.absolute().parents) if part.exists())
+    if not there.is_dir():
+        raise InputError(f"output folder {path}: cannot be written: not a directory")
+    if not os.access(there, os.W_OK):
+        raise InputError(f"output folder {path}: cannot be written: permission denied")
 
 
 @contextlib.contextmanager
@@ -240,3 +248,6 @@ def _lock(file: TextIO, how: int, folder: Path) -> None:
                 f"run {folder.name}: another process works on it ({file.read() or 'unknown'}); "
                 f"let it end, or give another --root"
             ) from None
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+            raise InputError(f"{folder / '.lock'}: cannot be locked: {reason}") from None

@@ -130,11 +130,13 @@ def _alike(cells: Sequence[RunConfig], devices: int, on_device: bool | None) -> 
 def _stopped(cells: Sequence[RunConfig], root: Path) -> list[Group]:
     """Trainings of these runs that have a checkpoint, as they were written down.
 
-    Of each run that of which its provenance is: one that another has overtaken is none.
+    Of each run that of which its provenance is: one that another has overtaken is none. And those
+    whose record is damaged, each alone.
     """
     known = {cell.id: cell for cell in cells}
     runs = {cell.id: Run(root / "runs" / cell.id) for cell in cells}
-    going = {name for name, run in runs.items() if run.status["status"] not in ENDED}
+    whole = {name for name, run in runs.items() if run.damage is None}
+    going = {name for name in whole if runs[name].status["status"] not in ENDED}
     alone = [Group((known[name],)) for name in known if name in going and _is_of(runs[name], None)]
     found = [group for group in alone if _has_checkpoint(group.folder(root))]
     for file in sorted(root.glob("groups/*/group.json")):
@@ -148,7 +150,9 @@ def _stopped(cells: Sequence[RunConfig], root: Path) -> list[Group]:
             raise InputError(_partly(root, layout["group"], left, runs[mine[0]]))
         if set(members) & going == set(mine):
             found.append(Group(tuple(known[one] for one in members), tuple(layout["numbers"])))
-    return found
+    taken = {member.id for group in found for member in group.members}
+    # A damaged one is refused alone, and holds up none that would be trained with it.
+    return found + [Group((cell,)) for name, cell in known.items() if name not in whole | taken]
 
 
 def _has_checkpoint(folder: Path) -> bool:

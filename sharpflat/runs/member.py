@@ -24,6 +24,7 @@ from sharpflat.runs.provenance import (
     training_digest,
     versions,
 )
+from sharpflat.runs.record import Run
 from sharpflat.runs.snapshots import save_tree
 from sharpflat.runs.tracking import Tracking
 from sharpflat.training import Epoch, Recipe, Stopping, TrainState
@@ -80,7 +81,7 @@ class Member:
 
     def go_on(self, done: int, step: int) -> None:
         """The record of its first `done` epochs, as it was when a checkpoint was made."""
-        rows = files.read_lines(self.folder / "history.jsonl")[:done]
+        rows = Run(self.folder).history[:done]
         if len(rows) < done:
             raise InputError(
                 f"{self.folder / 'history.jsonl'}: has {len(rows)} of the {done} epochs before the "

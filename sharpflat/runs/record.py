@@ -6,8 +6,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from sharpflat.config import read_yaml
 from sharpflat.objective import BatchNormPolicy, Objective
 from sharpflat.runs.build import build_recipe, own_data, resident, state_like
 from sharpflat.runs.files import check_free, read_fields, read_lines
@@ -51,7 +50,11 @@ class Run:
     @functools.cached_property
     def config(self) -> dict[str, Any]:
         """Data set, model, train and seed, every default included."""
-        return yaml.safe_load((self.folder / "config.yaml").read_text())
+        path = self.folder / "config.yaml"
+        content = read_yaml(path)
+        if missing := [key for key in ("dataset", "model", "train", "seed") if key not in content]:
+            raise InputError(f"{path}: is damaged; mend it: it has no {missing[0]!r}")
+        return content
 
     @property
     def seed(self) -> int:
@@ -89,9 +92,25 @@ class Run:
         return read_fields(self.folder / "provenance.json", "data_digest")
 
     @property
+    def damage(self) -> InputError | None:
+        """What is wrong with its status or its provenance; None if nothing is."""
+        try:
+            _ = self.status, self.provenance if self._begun else None
+        except InputError as error:
+            return error
+        return None
+
+    @property
+    def _begun(self) -> bool:
+        """Whether it has a provenance, or ought to have one."""
+        names = ("provenance.json", "snapshots/0.npz")  # in the order in which they are written
+        return any((self.folder / name).exists() for name in names)
+
+    @property
     def history(self) -> list[dict[str, Any]]:
         """A row an epoch."""
-        return read_lines(self.folder / "history.jsonl", numbers=HISTORY_NUMBERS)
+        needed = ("epoch", "step", "train_loss")
+        return read_lines(self.folder / "history.jsonl", needed, HISTORY_NUMBERS)
 
     @property
     def measurements(self) -> list[dict[str, Any]]:
@@ -173,7 +192,8 @@ class Run:
     def _steps(self) -> list[int]:
         # A kill may leave a temporary file there, whose name begins with a dot, and a training
         # that was begun anew may end before the one that was given up.
-        steps = sorted(int(path.stem) for path in self.folder.glob("snapshots/[0-9]*.npz"))
+        names = [path.stem for path in self.folder.glob("snapshots/*.npz")]
+        steps = sorted(int(name) for name in names if name.isdecimal())
         ended = self.status["status"] in ENDED
         return [step for step in steps if not ended or step <= self._last_step]
 
@@ -204,12 +224,12 @@ class Run:
         """Refuse data that have changed since the run, begun or done, saw them.
 
         Raises:
-            InputError: the digests differ.
+            InputError: the digests differ, or theirs is not known any more.
         """
-        path = self.folder / "provenance.json"
-        if path.exists():
+        if self._begun:
+            known = self.provenance["data_digest"]
             data = resident(self.config["dataset"]).dataset
-            if data.digest != self.provenance["data_digest"]:
+            if data.digest != known:
                 raise InputError(
                     f"run {self.id}: its data set {data.name!r} has changed since it was trained; "
                     f"remove {self.folder} to train it anew"
@@ -231,10 +251,13 @@ class Run:
             examples: only the first so many of the split.
 
         Raises:
-            InputError: an unknown split, more examples than there are, other data than the run's.
+            InputError: an unknown split, more examples than there are, other data than the run's;
+                a run that diverged.
         """
         if split not in ("train", "test"):
             raise InputError(f"split: unknown {split!r}{closest(split, ('train', 'test'))}")
+        if self.status["status"] == "diverged":
+            raise InputError(f"run {self.id}: diverged: {self.status['reason']}")
         self.check_data()
         on_device = not is_streamed(self.config["dataset"], None)
         data = own_data(self.config, on_device)

@@ -33,7 +33,8 @@ from sharpflat.runs.placing import placed
 from sharpflat.runs.processes import check_alike, follow, leading
 from sharpflat.runs.progress import SILENT, Reporter
 from sharpflat.runs.provenance import commit, training_digest
-from sharpflat.runs.record import Run
+from sharpflat.runs.record import ENDED, Run
+from sharpflat.runs.refusals import Refusals
 from sharpflat.runs.requests import check_measures, left_out, missing, requests
 from sharpflat.runs.requests import failures as failed_measurements
 from sharpflat.runs.setup import fill_registries, keep_compiled_programs
@@ -96,12 +97,15 @@ def train(config: Config, root: str | Path = "results", reporter: Reporter = SIL
             follow(trainings, follow_group)
             return _begun(cells, root)
         with leading():
+            _check_free([_record(cell, root) for cell in cells])
             folder = _prepared(config, cells, Path(root))
             for line in dict.fromkeys(_notes(trainings.values())):
                 reporter.say(line)
+            refused, seconds = Refusals(), config.checkpoint_seconds
 
             def work(training: tuple[Group, Layout]) -> None:
-                train_group(*training, Path(root), reporter, interrupts, config.checkpoint_seconds)
+                with refused.kept():
+                    train_group(*training, Path(root), reporter, interrupts, seconds)
 
             found = list(trainings.values())
             with _table(config, cells, root, folder) as now_and_then:
@@ -109,6 +113,7 @@ def train(config: Config, root: str | Path = "results", reporter: Reporter = SIL
                     now_and_then()
                     if interrupts.received:
                         break
+                refused.tell(reporter.say)
     return _begun(cells, root)
 
 
@@ -153,20 +158,15 @@ def measure(config: Config, root: str | Path = "results", reporter: Reporter = S
         raise InputError(f"study {config.study!r}: has no runs under {root} yet; train it first")
     for line in left_out(asked, runs):
         reporter.say(line)
-    finished, refused = 0, list[InputError]()
+    finished, refused = 0, Refusals()
     with _table(config, cells, root, folder) as now_and_then:
         for record in runs:
-            try:
+            with refused.kept():
                 if record.finished:
                     finished += 1
                     measure_run(record, asked, reporter)
-            except InputError as error:  # damaged, or another process works on it: the others go on
-                refused.append(error)
             now_and_then()
-        for another in refused[1:]:
-            reporter.say(str(another))
-        if refused:
-            raise refused[0]
+        refused.tell(reporter.say)
     if finished < len(cells):
         reporter.say(f"{finished} of {len(cells)} runs are finished; others are not measured")
     compute_landscapes(config, runs, folder / "landscapes", reporter)
@@ -176,6 +176,7 @@ def measure(config: Config, root: str | Path = "results", reporter: Reporter = S
 def plan(config: Config, root: str | Path = "results") -> list[Planned]:
     """What `run` would do, a run a row."""
     asked, rows = requests(config), []
+    files.check_folder(Path(root) / "runs")
     cells = _checked_cells(config)
     check_warm_starts(cells, root)
     for cell in cells:
@@ -257,6 +258,13 @@ def _begun(cells: Sequence[RunConfig], root: str | Path) -> list[Run]:
     return [record for record in runs if (record.folder / "config.yaml").exists()]
 
 
+def _check_free(asked: Sequence[Run]) -> None:
+    """Refuse, before any work, to train what another process trains."""
+    for record in asked:
+        if record.damage is None and record.status["status"] not in ENDED:
+            files.check_free(record.folder)
+
+
 def _checked_cells(config: Config) -> list[RunConfig]:
     """The runs, after every check that can be made without work."""
     keep_compiled_programs()
@@ -298,8 +306,9 @@ def _checked(check: Callable[..., object], *arguments: object) -> None:
 
 def _prepared(config: Config, cells: Sequence[RunConfig], root: Path) -> Path:
     """The study's folder, with what is known of it before any work."""
-    for cell in cells:
-        _record(cell, root).check_data()
+    for record in _begun(cells, root):
+        if record.damage is None:  # else it is refused alone
+            _checked(record.check_data)
     files.make_folder(root / "runs")
     folder = files.make_folder(root / "studies" / config.study)
     content = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
@@ -316,8 +325,11 @@ def _table(
     written = -math.inf
 
     def write() -> None:
-        if runs := _begun(cells, root):
-            write_table(folder / "table.csv", table_rows(runs, requests(config)))
+        rows, damage = table_rows(_begun(cells, root), requests(config))
+        if rows:
+            write_table(folder / "table.csv", rows)
+        if damage is not None:
+            raise damage
 
     def now_and_then() -> None:
         nonlocal written

@@ -31,15 +31,33 @@ def column_names(asked: Sequence[Request]) -> list[str]:
     return names
 
 
-def table_rows(runs: Sequence[Run], asked: Sequence[Request]) -> list[dict[str, Any]]:
-    """A row a run; what is not there, or not finite, is None."""
+def table_rows(
+    runs: Sequence[Run], asked: Sequence[Request]
+) -> tuple[list[dict[str, Any]], InputError | None]:
+    """A row a run; what is not there, or not finite, is None.
+
+    Where a record is damaged its row has the status `damaged` and no numbers; what is wrong with
+    the first of them comes with the rows.
+    """
     named = list(zip(column_names(asked), asked, strict=True))
-    return [_row(run, named) for run in runs]
+    rows, errors = [], []
+    for run in runs:
+        try:
+            rows.append(_row(run, named))
+        except InputError as error:
+            errors.append(error)
+            numbers = [f"{name}{suffix}" for name, _ in named for suffix in SUFFIXES]
+            rows.append(_who(run, "damaged") | dict.fromkeys([*FINALS, *numbers]))
+    return rows, errors[0] if errors else None
+
+
+def _who(run: Run, status: str) -> dict[str, Any]:
+    return {"run": run.id, "seed": run.seed, "status": status, **run.swept}
 
 
 def _row(run: Run, named: Sequence[tuple[str, Request]]) -> dict[str, Any]:
     status = run.status["status"]
-    row = {"run": run.id, "seed": run.seed, "status": status, **run.swept, **_finals(run)}
+    row = _who(run, status) | _finals(run)
     done = {measurement_key(line): line for line in run.measurements}
     for name, request in named:
         known = status == "finished" and request.wants(run)

@@ -66,9 +66,10 @@ def train_group(
         todo = [run for run in runs if run.status["status"] not in ENDED]
         for run in todo:
             files.write_text(run.folder / "config.yaml", yaml.safe_dump(run.config))
-            run.check_data()
         if todo:
             with _failures_recorded(todo, reporter):
+                for run in todo:
+                    run.check_data()
                 ids = [run.id for run in todo]
                 _Training(group, layout, ids, root, reporter, checkpoints).go(interrupts)
 

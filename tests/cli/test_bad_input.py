@@ -363,6 +363,13 @@ def test_lists(arguments, words):
     assert words in sharpflat("list", *arguments).complaint
 
 
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_root_that_is_a_file(tmp_path, more):
+    path = write(tmp_path, seeds=1, sweep=None)
+    said = sharpflat("run", path, "--root", path, *more).complaint
+    assert said == f"output folder {path}/runs: cannot be written: not a directory"
+
+
 def test_the_cases_start_from_what_is_valid(tmp_path):
     path = write(tmp_path, seeds=1, sweep=None)
     assert sharpflat("run", path, "--root", tmp_path / "results", "--dry-run").code == 0

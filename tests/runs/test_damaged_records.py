@@ -1,5 +1,7 @@
 """Records that are damaged, cut short or missing: named, repaired, never lost."""
 
+import csv
+import errno
 import fcntl
 import json
 import os
@@ -9,6 +11,7 @@ import threading
 
 import pytest
 import yaml
+from runs.interrupted import interrupted
 from runs.studies import contents, equal, folders, lines, sharpflat, write
 
 import sharpflat as sf
@@ -148,6 +151,74 @@ def test_a_damaged_record_keeps_no_other_run_from_being_trained(tmp_path):
     assert [run.finished for run in sf.load_runs(root)] == [True] * 4
 
 
+DAMAGE = [("status.json", "{"), ("provenance.json", "{"), ("provenance.json", "[]")]
+DAMAGE += [("provenance.json", None)]
+
+
+def kept(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def spoil(path, content):
+    path.unlink()
+    if content is not None:
+        path.write_text(content)
+
+
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize(("file", "content"), [*DAMAGE, ("history.jsonl", '{"epoch": 1}\n')])
+def test_a_damaged_run_is_refused_alone_and_nothing_of_it_is_lost(
+    tmp_path, monkeypatch, file, content, together
+):
+    """Stopped on its way, and asked for with three others."""
+    root = tmp_path / "results"
+    first = cells_of(tmp_path, "seeds=1", "train.batch_size=8")
+    interrupted(first, root, monkeypatch, 2)
+    (run,) = sf.load_runs(root)
+    spoil(run.folder / file, content)
+    before = kept(run.folder)
+    with pytest.raises(sf.InputError, match=rf"{run.id}/{file}: (is|has|line 1 is) "):
+        sf.train(cells_of(tmp_path, f"together={str(together).lower()}"), root)
+    assert kept(run.folder) == before
+    others = [one for one in sf.load_runs(root) if one.id != run.id]
+    assert [one.finished for one in others] == [True] * 3
+
+
+@pytest.mark.parametrize(("file", "content"), DAMAGE)
+def test_the_table_says_which_run_is_damaged(tiny, tmp_path, file, content):
+    root = shutil.copytree(tiny, tmp_path / "results")
+    first, *others = sf.load_runs(root, "tiny")
+    spoil(first.folder / file, content)
+    config = root / "studies" / "tiny" / "config.yaml"
+    said = sharpflat("measure", config, "measure={metrics: [parameter_norm]}", "--root", root)
+    assert said.code == 2
+    assert f"{first.folder / file}: is " in said.err
+    with (root / "studies" / "tiny" / "table.csv").open() as table:
+        rows = list(csv.DictReader(table))
+    assert [row["status"] == "damaged" for row in rows] == [True, False, False, False]
+    assert [row["parameter_norm"] == "" for row in rows] == [True, False, False, False]
+    assert all(run.measurements[-1]["metric"] == "parameter_norm" for run in others)
+    shown = sharpflat("show", "tiny", "--root", root)
+    assert shown.code == 0
+    assert first.id in shown.out
+    assert "damaged" in shown.out + shown.err
+
+
+@pytest.mark.parametrize("content", ["", "dataset: {", "seed: 1\n"])
+def test_a_damaged_config_of_a_run_is_named(tiny, tmp_path, content):
+    run = sf.Run(shutil.copytree(folders(tiny)[0], tmp_path / "run"))
+    (run.folder / "config.yaml").write_text(content)
+    with pytest.raises(sf.InputError, match=r"config.yaml"):
+        _ = run.config
+
+
+def test_a_copy_beside_the_snapshots_is_none(tiny, tmp_path):
+    run = sf.Run(shutil.copytree(folders(tiny)[0], tmp_path / "run"))
+    snapshots = run.folder / "snapshots"
+    shutil.copy(snapshots / "0.npz", snapshots / "0 (copy).npz")
+    assert equal(run.params, sf.Run(folders(tiny)[0]).params)
+
+
 def test_a_table_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
     """It is tried again when it is due, and at the end."""
     tried = []
@@ -217,6 +288,19 @@ def test_a_lock_that_cannot_be_opened_is_named(tmp_path):
         files.claimed(tmp_path),
     ):
         pass
+
+
+def test_where_nothing_can_be_locked_who_would_hold_it_is_told(tmp_path, monkeypatch):
+    def none(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", none)
+    with (
+        pytest.raises(sf.InputError, match=r"\.lock: cannot be locked: no locks available"),
+        files.claimed(tmp_path),
+    ):
+        pass
+    assert sf.Run(tmp_path).state == "running", "as far as can be told"
 
 
 def test_files_are_for_whom_the_user_allows(tmp_path):

@@ -1,14 +1,16 @@
 """Runs that diverge, models that raise: recorded, and the study goes on."""
 
 import jax
+import numpy as np
 import pytest
 from runs.failing import rows, run
+from runs.interrupted import interrupted
 from runs.studies import LINEAR, NORM, TINY, sharpflat, write
 
 import sharpflat as sf
 from sharpflat import config as configs
 from sharpflat.registry import metrics
-from sharpflat.runs import groups, member
+from sharpflat.runs import build, groups, member
 
 RATES = "train.optimizer.learning_rate"
 DESCENT = {"batch_size": 8, "epochs": 4, "loss": "squared_error"}
@@ -40,7 +42,12 @@ def test_divergence_is_recorded_and_the_study_goes_on(tmp_path):
 
     shown = sharpflat("show", "tiny", "--root", tmp_path)
     assert shown.code == 0
-    assert f"run {diverged.id} (seed 0): diverged" in shown.out
+    assert f"run {diverged.id} (seed 0): diverged: train loss is nan in epoch 1" in shown.out
+    audit = shown.out.partition("`sharpflat audit RUN` takes them:")[2]
+    assert finished.id[:6] in audit
+    assert diverged.id[:6] not in audit
+    said = sharpflat("audit", diverged.id, "--root", tmp_path, "--plugin", tmp_path / "norm.py")
+    assert said.complaint == f"run {diverged.id}: diverged: train loss is nan in epoch 1"
 
 
 def test_what_was_trained_before_it_diverged_is_kept(tmp_path):
@@ -193,3 +200,37 @@ def test_a_model_that_raises_ends_no_other_run_where_its_size_is_asked(tmp_path,
     assert "Traceback" not in outcome.err
     states = [record.status["status"] for record in sf.load_runs(tmp_path, "tiny")]
     assert sorted(states) == ["failed", "finished"]
+
+
+GONE = """
+from pathlib import Path
+import numpy as np
+import sharpflat as sf
+from sharpflat.data import Dataset
+
+
+@sf.dataset
+def gone() -> Dataset:
+    inputs = np.frombuffer(Path(__file__).with_name("numbers").read_bytes(), np.float32)
+    batch = sf.Batch(inputs.reshape(-1, 4), np.arange(len(inputs) // 4) % 3)
+    return Dataset("gone", batch, batch)
+"""
+
+
+def test_a_data_set_that_is_gone_fails_its_own_run_alone(tmp_path, monkeypatch):
+    """After its run was stopped on the way; and a plan says what would be done."""
+    (tmp_path / "gone.py").write_text(GONE)
+    numbers = tmp_path / "numbers"
+    numbers.write_bytes(np.linspace(-1, 1, 160, dtype=np.float32).tobytes())
+    path = write(
+        tmp_path, plugins=["gone.py"], seeds=1, together=False,
+        sweep={"dataset": [{"name": "gone"}, TINY["dataset"]]},
+    )  # fmt: skip
+    config, root = sf.load_config(path), tmp_path / "results"
+    interrupted(config, root, monkeypatch, 1)
+    numbers.unlink()
+    build._resident.cache_clear()
+    planned = sharpflat("run", path, "measure={metrics: [parameter_norm]}", "--dry-run")
+    assert planned.code == 0, planned
+    statuses = [run.status["status"] for run in sf.train(config, root)]
+    assert statuses == ["failed", "finished"]

@@ -26,22 +26,43 @@ UNSAID = ("ctx", "kind")
 NO_ARITHMETIC = ("sharpflat.registry", "sharpflat.validation", "sharpflat.objective.inputs")
 """Modules that refuse and look up: no number depends on them, nor on what is imported of them."""
 
-LIBRARIES = sys.stdlib_module_names | {"jax", "flax", "optax"}
+HOLD_CODE = (types.FunctionType, type)
+"""Of any other callable, its type does."""
+
+LIBRARIES = sys.stdlib_module_names | {"jax", "jaxlib", "flax", "optax"}
 """Wrappers of theirs are left out: a new version would have all that they wrap made anew."""
 
 
 def layers(function: Callable[..., Any]) -> list[Callable[..., Any]]:
-    """A function and those that it wraps, as `functools.wraps` notes them; the outermost first."""
-    chain = [function]
-    while hasattr(chain[-1], "__wrapped__"):
-        chain.append(chain[-1].__wrapped__)
-    outer = (each for each in chain[:-1] if isinstance(each, types.FunctionType))
-    return [each for each in outer if _root(each) not in LIBRARIES] + chain[-1:]
+    """What holds the code of a function and of those that it wraps; the outermost first."""
+    holders: list[Callable[..., Any]] = [
+        layer if isinstance(layer, HOLD_CODE) else type(layer) for layer in _chain(function)
+    ]
+    return [each for each in holders[:-1] if _root(each) not in LIBRARIES] + holders[-1:]
+
+
+def wraps_ours(function: Callable[..., Any]) -> bool:
+    """Whether one of sharpflat's functions is in a wrapper, or bound to an argument."""
+    return len(_chain(function)) > 1 and _root(layers(function)[-1]) == "sharpflat"
 
 
 def module_of(layer: Callable[..., Any]) -> str:
     """Name of the module that holds the code; `functools.wraps` has overwritten `__module__`."""
     return str(getattr(layer, "__globals__", {}).get("__name__", layer.__module__))
+
+
+def _chain(function: Callable[..., Any]) -> list[Callable[..., Any]]:
+    chain = [function]
+    while (inner := _inner(chain[-1])) is not None:
+        chain.append(inner)
+    return chain
+
+
+def _inner(layer: Callable[..., Any]) -> Callable[..., Any] | None:
+    """The function of a partial or a bound method, or what `functools.wraps` notes."""
+    if isinstance(layer, functools.partial):
+        return layer.func
+    return getattr(layer, "__func__", None) or getattr(layer, "__wrapped__", None)
 
 
 def _root(layer: Callable[..., Any]) -> str:

@@ -221,7 +221,7 @@ class Registry(Mapping[str, Entry]):
 
         Raises:
             InputError: a function of other code already has that name; a callable without one;
-                an argument that a config may set has no type.
+                a wrapper of one of sharpflat's own; an argument that a config may set has no type.
         """
         if function is None:
             return functools.partial(self.register, **about)
@@ -229,6 +229,7 @@ class Registry(Mapping[str, Entry]):
             raise InputError(f"{self.kind} {function!r}: no name of its own; write a function")
         name = function.__name__
         self._check_types(function)
+        self._check_wrapped(function)
         entry = Entry(self.kind, name, function, **about)
         self._check_name(entry)
         if not entry.built_in:
@@ -245,6 +246,14 @@ class Registry(Mapping[str, Entry]):
         if known.digest != entry.digest:  # else a copy of the file
             raise InputError(
                 f"{self.kind} {entry.name!r} is that of {known.file}; choose another name"
+            )
+
+    def _check_wrapped(self, function: Callable[..., Any]) -> None:
+        """Refused, for a wrapper may be a library's: nothing tells whose arguments it was given."""
+        if digests.wraps_ours(function):
+            raise InputError(
+                f"{self.kind} {function.__name__!r} wraps one of sharpflat's own; write a function "
+                "of your own that calls it"
             )
 
     def _check_types(self, function: Callable[..., Any]) -> None:

@@ -4,6 +4,7 @@ import functools
 import linecache
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import jax
@@ -216,43 +217,128 @@ def doubled(x):
     return 2 * x
 
 
-WRAPPER = """
-import functools
-import sharpflat as sf
-from sharpflat.registry import metrics
+class Twice:
+    def __init__(self, function):
+        functools.update_wrapper(self, function)
+        self.function = function
 
-@sf.metric
-@functools.wraps(metrics["parameter_norm"].function)
-def mine(objective, **rest):
-    return 2
-"""
+    def __call__(self, *args, **rest):
+        return 2 * self.function(*args, **rest)
 
 
-def test_what_wraps_ours_is_not_ours(tmp_path):
-    path = tmp_path / "plugin.py"
-    path.write_text(WRAPPER)
+class Posing(Twice):
+    """As what it wraps, and as no wrapper."""
+
+    def __init__(self, function):
+        super().__init__(function)
+        del self.__wrapped__
+
+    def __getattr__(self, name):
+        return getattr(self.function, name)
+
+
+def partial(function):
+    return functools.update_wrapper(functools.partial(function), function)
+
+
+def renamed(function, name):
+    function.__name__ = name
+    return function
+
+
+def wrapped(function):
+    @functools.wraps(function)
+    def wrapper(*args, **rest):
+        return 2 * function(*args, **rest)
+
+    return wrapper
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        Twice,
+        jax.default_matmul_precision("highest"),
+        jax.grad,
+        jax.jit,
+        functools.cache,
+        lambda function: jax.jit(partial(function)),
+        lambda function: renamed(jax.jit(functools.partial(function)), function.__name__),
+        lambda function: types.MethodType(function, 1),
+        wrapped,
+    ],
+)
+def test_what_wraps_ours_is_refused(wrap):
+    """Under any name: no digest would tell a library's wrapper from what it wraps."""
+    ours = sf.metrics["parameter_norm"]
+    with pytest.raises(InputError, match="'parameter_norm' wraps one of sharpflat's own; write a"):
+        sf.metric(wrap(ours.function))
+    with pytest.raises(InputError, match="'mine' wraps one of sharpflat's own; write a function"):
+        sf.metric(renamed(Twice(wrap(ours.function)), "mine"))
+    assert sf.metrics["parameter_norm"] is ours
+    assert "mine" not in sf.metrics
+
+
+def test_an_object_that_hides_what_it_wraps_does_not_replace_it():
     ours = sf.metrics["parameter_norm"]
     with pytest.raises(InputError, match="'parameter_norm' is sharpflat's own"):
-        load_plugin(path)
+        sf.metric(Posing(ours.function))
     assert sf.metrics["parameter_norm"] is ours
 
 
-def test_the_digest_of_what_wraps_holds_both(tmp_path):
-    path, found = tmp_path / "plugin.py", []
-    named = WRAPPER.replace("@sf.metric", "") + "mine.__name__ = 'mine'\nsf.metric(mine)"
-    for text in (named, named.replace("2", "3"), named.replace("parameter_norm", "path_norm")):
-        path.write_text(text)
+def test_a_function_that_calls_ours_is_welcome(tmp_path):
+    path = tmp_path / "plugin.py"
+    call = "sf.metrics['parameter_norm'](objective, key)"
+    path.write_text(PLUGIN.replace("sf.Estimate(factor, 0.0, True)", call))
+    load_plugin(path)
+    assert not sf.metrics["mine"].built_in
+
+
+WRAPPER = """
+import functools
+import beside
+import sharpflat as sf
+
+class Twice:
+    def __init__(self, function):
+        functools.update_wrapper(self, function)
+
+    def __call__(self, x):
+        return 2 * self.__wrapped__(x)
+
+def wrapped(function):
+    @functools.wraps(function)
+    def wrapper(x):
+        return 2 * function(x)
+    return wrapper
+
+sf.model(wrapped(beside.mine))
+"""
+
+
+@pytest.mark.parametrize("wrap", ["wrapped", "Twice"])
+def test_the_digest_of_what_wraps_holds_both(tmp_path, monkeypatch, wrap):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "beside.py").write_text("def mine(x):\n    return x\n")
+    path, text = tmp_path / "plugin.py", WRAPPER.replace("(wrapped(", f"({wrap}(")
+    found = [digests.of_code((tmp_path / "beside.py").read_text())]
+    for number in (2, 3):
+        path.write_text(text.replace("2", str(number)))
         load_plugin(path)
-        found.append(sf.metrics["mine"].digest)
-        assert not sf.metrics["mine"].built_in
-    assert len({*found, sf.metrics["parameter_norm"].digest}) == 4
+        monkeypatch.delitem(sys.modules, "beside")
+        found.append(sf.models["mine"].digest)
+        assert sf.models["mine"].modules[1:] == ("beside",)
+        registry.models._entries.pop("mine")
+    assert len(set(found)) == 3
 
 
 def test_a_wrapper_of_a_library_counts_for_nothing(tmp_path):
     """Else a plugin's runs would be trained anew with the next JAX."""
     path, found = tmp_path / "plugin.py", set()
-    for wrapper in ("", "@jax.checkpoint\n", "@jax.default_matmul_precision('highest')\n"):
-        path.write_text(f"import jax\nimport sharpflat as sf\n@sf.model\n{wrapper}def mine(x): ...")
+    wrappers = ("", "@jax.checkpoint", "@jax.default_matmul_precision('highest')", "@jax.jit")
+    for wrapper in (*wrappers, "@functools.cache", "@jax.jit\n@jax.custom_jvp"):
+        imports = "import functools\nimport jax\nimport sharpflat as sf\n"
+        path.write_text(f"{imports}@sf.model\n{wrapper}\ndef mine(x): ...")
         load_plugin(path)
         found |= {sf.models["mine"].modules}
     assert [len(modules) for modules in found] == [1]

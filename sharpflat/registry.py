@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pydantic
 
@@ -140,8 +140,12 @@ class Entry:
 
     @cached_property
     def file(self) -> Path | None:
-        """The file that holds the function, where there is one."""
-        return _file(inspect.unwrap(self.function))
+        """The plugin's, or that of the outermost function; None where there is none."""
+        plugins = [_plugins[module] for module in self.modules if module in _plugins]
+        if plugins:
+            return plugins[0].file
+        layers = digests.layers(self.function)
+        return _file(next(filter(inspect.isfunction, layers), layers[-1]))
 
     @property
     def built_in(self) -> bool:
@@ -171,9 +175,20 @@ class Entry:
         return of(*sources)
 
 
-def _file(function: Callable[..., Any]) -> Path | None:
+class _Plugin(NamedTuple):
+    """A plugin's file, and what it held when it was run."""
+
+    file: Path
+    source: bytes
+
+
+_plugins: dict[str, _Plugin] = {}
+"""By module; not in the module, where every name is the plugin's to give."""
+
+
+def _file(holder: Any) -> Path | None:
     try:
-        path = inspect.getsourcefile(function)
+        path = inspect.getsourcefile(holder)
     except TypeError:
         return None
     return Path(path) if path else None
@@ -181,12 +196,13 @@ def _file(function: Callable[..., Any]) -> Path | None:
 
 def _source(layer: Callable[..., Any]) -> digests.Source:
     """That of its module; a notebook's cell is in no file, and has the function's alone."""
-    module = sys.modules.get(digests.module_of(layer))
-    if (loaded := getattr(module, "__source__", None)) is not None:
-        return loaded
-    file = _file(layer)
-    if file is not None and file.exists():
-        return file.read_bytes()
+    name = digests.module_of(layer)
+    if name in _plugins:
+        return _plugins[name].source
+    module = None if name == "__main__" else sys.modules.get(name)
+    for file in (_file(layer), _file(module)):  # what `exec` made is in no file of its own
+        if file is not None and file.exists():
+            return file.read_bytes()
     return textwrap.dedent(inspect.getsource(getattr(layer, "__code__", layer)))
 
 
@@ -313,7 +329,8 @@ def load_plugin(path: str | Path) -> None:
     module.__file__ = str(path)
     sys.modules[module.__name__] = module
     try:
-        source = module.__dict__["__source__"] = path.read_bytes()  # digests are of what was run
+        source = path.read_bytes()
+        _plugins[module.__name__] = _Plugin(path, source)  # digests are of what was run
         # Not through the import system: its cache takes an edit within a second for no edit.
         exec(compile(source, str(path), "exec"), module.__dict__)
     except InputError:

@@ -144,6 +144,19 @@ def test_the_digest_is_of_what_was_run(tmp_path):
     assert registry.metrics["mine"].digest == digests.of_code_and_imports(text)
 
 
+@pytest.mark.parametrize("name", ["__source__", "__file__", "source"])
+def test_a_plugin_may_give_any_name(tmp_path, name):
+    path, found = tmp_path / "plugin.py", set()
+    for number in ("1.0", "2.0"):
+        path.write_text(f"{PLUGIN.replace('= 1.0', f'= {number}')}\n{name} = 'https://x.y'")
+        load_plugin(path)
+        found.add(registry.metrics["mine"].digest)
+        assert registry.metrics["mine"].file == path
+    path.write_text(f"{name} = 'https://x.y'\n{PLUGIN}")
+    load_plugin(path)
+    assert len({*found, registry.metrics["mine"].digest}) == 3
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -215,6 +228,14 @@ def test_wrapped_functions_have_the_code_of_what_they_wrap(things):
 
 def doubled(x):
     return 2 * x
+
+
+@pytest.fixture
+def beside(tmp_path, monkeypatch):
+    """The file of a module that plugins may import."""
+    monkeypatch.syspath_prepend(tmp_path)
+    yield tmp_path / "beside.py"
+    sys.modules.pop("beside", None)
 
 
 class Twice:
@@ -317,19 +338,78 @@ sf.model(wrapped(beside.mine))
 
 
 @pytest.mark.parametrize("wrap", ["wrapped", "Twice"])
-def test_the_digest_of_what_wraps_holds_both(tmp_path, monkeypatch, wrap):
-    monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "beside.py").write_text("def mine(x):\n    return x\n")
+def test_the_digest_of_what_wraps_holds_both(tmp_path, beside, wrap):
+    beside.write_text("def mine(x):\n    return x\n")
     path, text = tmp_path / "plugin.py", WRAPPER.replace("(wrapped(", f"({wrap}(")
-    found = [digests.of_code((tmp_path / "beside.py").read_text())]
+    found = [digests.of_code(beside.read_text())]
     for number in (2, 3):
         path.write_text(text.replace("2", str(number)))
         load_plugin(path)
-        monkeypatch.delitem(sys.modules, "beside")
         found.append(sf.models["mine"].digest)
         assert sf.models["mine"].modules[1:] == ("beside",)
         registry.models._entries.pop("mine")
     assert len(set(found)) == 3
+
+
+WRAPPED = """
+import beside
+import sharpflat as sf
+@sf.model
+@beside.checked
+def mine(x):
+    return 1 / x
+"""
+
+HELPERS = """
+import functools
+
+def mine(x):
+    return 1 / x
+
+def checked(function):
+    @functools.wraps(function)
+    def wrapper(x):
+        return function(x)
+    return wrapper
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [(WRAPPED, 7), (WRAPPER, 16)],
+    ids=["in their wrapper", "around their function"],
+)
+def test_an_error_is_told_with_the_plugins_own_line(tmp_path, beside, text, line):
+    beside.write_text(HELPERS)
+    path = tmp_path / "plugin.py"
+    path.write_text(text)
+    load_plugin(path)
+    entry = sf.models["mine"]
+    with pytest.raises(ZeroDivisionError) as caught:
+        entry(0)
+    assert registry.told(caught.value, [entry]).endswith(f"(plugin.py, line {line})")
+
+
+BUILDS = """
+import functools
+
+def built(function):
+    scope = {**globals(), "function": function}
+    exec("@functools.wraps(function)\\ndef wrapper(x): return function(x)", scope)
+    return scope["wrapper"]
+"""
+
+
+@pytest.mark.parametrize("of", ["beside", "plugin"])
+def test_a_function_that_exec_made_has_the_code_of_its_module(tmp_path, beside, of):
+    beside.write_text(BUILDS)
+    start = BUILDS if of == "plugin" else "from beside import built"
+    text = f"{start}\nimport sharpflat as sf\n@sf.model\n@built\ndef mine(x): ..."
+    (tmp_path / "plugin.py").write_text(text)
+    load_plugin(tmp_path / "plugin.py")
+    sources = [text] if of == "plugin" else [BUILDS, text]
+    assert sf.models["mine"].digest == digests.of_code(*sources)
+    assert sf.models["mine"].file == tmp_path / "plugin.py"
 
 
 def test_a_wrapper_of_a_library_counts_for_nothing(tmp_path):

@@ -41,6 +41,11 @@ def layers(function: Callable[..., Any]) -> list[Callable[..., Any]]:
     return [each for each in holders[:-1] if _root(each) not in LIBRARIES] + holders[-1:]
 
 
+def is_hidden(function: Callable[..., Any]) -> bool:
+    """Whether the code is in an object that does not say what it wraps, as `numpy.vectorize`."""
+    return not isinstance(_chain(function)[-1], HOLD_CODE)
+
+
 def wraps_ours(function: Callable[..., Any]) -> bool:
     """Whether one of sharpflat's functions is in a wrapper, or bound to an argument."""
     return len(_chain(function)) > 1 and _root(layers(function)[-1]) == "sharpflat"

@@ -237,7 +237,8 @@ class Registry(Mapping[str, Entry]):
 
         Raises:
             InputError: a function of other code already has that name; a callable without one;
-                a wrapper of one of sharpflat's own; an argument that a config may set has no type.
+                an object; a wrapper of one of sharpflat's own; an argument that a config may set
+                has no type.
         """
         if function is None:
             return functools.partial(self.register, **about)
@@ -245,7 +246,7 @@ class Registry(Mapping[str, Entry]):
             raise InputError(f"{self.kind} {function!r}: no name of its own; write a function")
         name = function.__name__
         self._check_types(function)
-        self._check_wrapped(function)
+        self._check_code(function)
         entry = Entry(self.kind, name, function, **about)
         self._check_name(entry)
         if not entry.built_in:
@@ -264,12 +265,15 @@ class Registry(Mapping[str, Entry]):
                 f"{self.kind} {entry.name!r} is that of {known.file}; choose another name"
             )
 
-    def _check_wrapped(self, function: Callable[..., Any]) -> None:
-        """Refused, for a wrapper may be a library's: nothing tells whose arguments it was given."""
+    def _check_code(self, function: Callable[..., Any]) -> None:
+        """Refuse what no digest would tell: what an object holds, a library's wrapper was given."""
+        name = function.__name__
+        if digests.is_hidden(function):
+            raise InputError(f"{self.kind} {name!r} is an object; write a function that calls it")
         if digests.wraps_ours(function):
             raise InputError(
-                f"{self.kind} {function.__name__!r} wraps one of sharpflat's own; write a function "
-                "of your own that calls it"
+                f"{self.kind} {name!r} wraps one of sharpflat's own; write a function of your own "
+                "that calls it"
             )
 
     def _check_types(self, function: Callable[..., Any]) -> None:

@@ -8,6 +8,7 @@ import types
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from plugins import PLUGIN, own_registries  # noqa: F401
 
@@ -300,11 +301,14 @@ def test_what_wraps_ours_is_refused(wrap):
     assert "mine" not in sf.metrics
 
 
-def test_an_object_that_hides_what_it_wraps_does_not_replace_it():
+@pytest.mark.parametrize("wrap", [Posing, np.vectorize])
+def test_an_object_that_hides_what_it_wraps_is_refused(things, wrap):
     ours = sf.metrics["parameter_norm"]
-    with pytest.raises(InputError, match="'parameter_norm' is sharpflat's own"):
-        sf.metric(Posing(ours.function))
+    with pytest.raises(InputError, match="'parameter_norm' is an object; write a function that"):
+        sf.metric(wrap(ours.function))
     assert sf.metrics["parameter_norm"] is ours
+    with pytest.raises(InputError, match="thing 'doubled' is an object; write a function that"):
+        things.register(jax.jit(renamed(wrap(doubled), "doubled")))
 
 
 def test_a_function_that_calls_ours_is_welcome(tmp_path):

@@ -52,11 +52,13 @@ def run(
         for line in report.plan_lines(study, runs.plan(study, root)):
             print(line)
         return
-    with shown() as reporter:
-        runs.train(study, root, reporter)
+    with shown() as reporter, runs.Refusals(reporter.say, runs.Refused) as refused:
+        with refused.kept():
+            runs.train(study, root, reporter)
         if distributed and not leave():
             return
-        done = runs.measure(study, root, reporter)
+        with refused.kept():
+            done = runs.measure(study, root, reporter)
     _show(root, study.study)
     failures = runs.failures(done, study)
     drawn = report.draw(root, study.study, study.figures, failures.append)

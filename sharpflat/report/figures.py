@@ -9,8 +9,9 @@ from typing import Any
 from sharpflat import plots
 from sharpflat.config import Spec, resolve
 from sharpflat.registry import figures
-from sharpflat.runs import load_runs, study_folder
+from sharpflat.runs import Run, load_runs, study_folder
 from sharpflat.runs.landscapes import load_landscapes
+from sharpflat.runs.record import DAMAGED
 from sharpflat.runs.table import measurement_columns, read_table, swept_keys
 
 
@@ -18,12 +19,8 @@ def study_records(root: str | Path, study: str) -> plots.StudyRecords:
     """Everything the figures of a study are drawn from, as plain data."""
     folder = study_folder(root, study)
     rows = read_table(folder / "table.csv")
-    runs = [
-        plots.RunRecord(
-            run.id, row["seed"], row["status"], run.swept, run.history, row, run.tracked
-        )
-        for run, row in zip(load_runs(root, study), rows, strict=True)
-    ]
+    pairs = zip(load_runs(root, study), rows, strict=True)
+    runs = [_record(run, row) for run, row in pairs]
     landscapes = [
         plots.LandscapeRecord(settings["kind"], settings, arrays)
         for settings, arrays in load_landscapes(folder / "landscapes")
@@ -31,6 +28,13 @@ def study_records(root: str | Path, study: str) -> plots.StudyRecords:
     return plots.StudyRecords(
         study, swept_keys(rows), runs, landscapes, measurement_columns(rows), note(root, study)
     )
+
+
+def _record(run: Run, row: dict[str, Any]) -> plots.RunRecord:
+    """Without what nobody can read, where it is damaged."""
+    whole = row["status"] != DAMAGED
+    history, tracked = (run.history, run.tracked) if whole else ([], [])
+    return plots.RunRecord(run.id, row["seed"], row["status"], run.swept, history, row, tracked)
 
 
 def note(root: str | Path, study: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from sharpflat.config import Config, read_yaml
 from sharpflat.runs.files import read_json
-from sharpflat.runs.record import Run
+from sharpflat.runs.record import DAMAGED, Run
 from sharpflat.runs.requests import Request, requests
 from sharpflat.runs.table import column_names, measurement_columns
 from sharpflat.validation import InputError, closest, validate
@@ -77,9 +77,9 @@ def _statuses(runs: Iterable[Run]) -> collections.Counter[str]:
 
 def status(run: Run) -> str:
     """What has become of a run, in a word."""
-    if not (run.folder / "config.yaml").exists():
+    if not run.exists:
         return "not begun"
-    return "damaged" if run.damage is not None else run.state
+    return DAMAGED if run.damage is not None else run.state
 
 
 def fate(run: Run) -> str:

@@ -17,6 +17,7 @@ from sharpflat.report.layout import arranged
 from sharpflat.report.names import entry_text, setting_text
 from sharpflat.report.state import begun_study, fate, state, state_without_table
 from sharpflat.runs import Run, study_folder
+from sharpflat.runs.record import DAMAGED
 from sharpflat.runs.summary import (
     Setting,
     large_batch_gap,
@@ -74,7 +75,9 @@ def _notes(rows: Sequence[dict[str, Any]], settings: Sequence[Setting], runs: Pa
         notes += _without_number(rows)
     for row in rows:
         if row["status"] != "finished":
-            notes.append(f"run {row['run']} (seed {row['seed']}): {fate(Run(runs / row['run']))}")
+            run = Run(runs / row["run"])
+            state = DAMAGED if row["status"] == DAMAGED else fate(run)
+            notes.append(f"run {run.id} (seed {row['seed']}): {state}")
     return notes
 
 

@@ -2,6 +2,7 @@
 
 from sharpflat.runs.checkpoints import Checkpoints
 from sharpflat.runs.record import Run
+from sharpflat.runs.refusals import Refusals, Refused
 from sharpflat.runs.study import (
     costs,
     failures,
@@ -16,6 +17,8 @@ from sharpflat.runs.study import (
 
 __all__ = [
     "Checkpoints",
+    "Refusals",
+    "Refused",
     "Run",
     "costs",
     "failures",

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from sharpflat.registry import metrics
 from sharpflat.runs.build import abstract_objective, build_recipe, epochs_of, resident
 from sharpflat.runs.layout import Layout, is_streamed, shared_mesh
-from sharpflat.runs.record import ENDED, Run
+from sharpflat.runs.record import DAMAGED, ENDED, Run
 from sharpflat.runs.requests import Request
 from sharpflat.training import Batches, advance, beginning, start
 
@@ -27,7 +27,7 @@ class Planned(NamedTuple):
 
     Attributes:
         run: its record, which may not be there yet.
-        status: `new`, or that of its record.
+        status: `new`, `damaged`, or that of its record.
         todo: the measurements that it lacks.
     """
 
@@ -38,7 +38,7 @@ class Planned(NamedTuple):
     @property
     def to_train(self) -> bool:
         """Whether its training is still to be made or to be ended."""
-        return self.status not in ENDED
+        return self.status not in (*ENDED, DAMAGED)
 
 
 class Cost(NamedTuple):
@@ -63,7 +63,8 @@ class Cost(NamedTuple):
         """Of one measurement on several kinds of runs."""
         seconds = [cost.seconds for cost in costs if cost.seconds is not None]
         runs = sum(cost.runs for cost in costs)
-        return costs[0]._replace(seconds=sum(seconds) if seconds else None, runs=runs)
+        known = next((cost for cost in costs if cost.gradients is not None), costs[0])
+        return known._replace(seconds=sum(seconds) if seconds else None, runs=runs)
 
 
 def costs_of(config: dict[str, Any], asked: Sequence[tuple[Request, int]]) -> list[Cost]:

@@ -35,7 +35,11 @@ def make_folder(path: Path) -> Path:
 
 def check_folder(path: Path) -> None:
     """Refuse where nothing can be written, whether the folder is there yet or not; makes none."""
-    there = next(part for part in (path, *path.absolute().parents) if part.exists())
+    try:
+        there = next(part for part in (path, *path.absolute().parents) if part.exists())
+    except OSError as error:  # a name too long, a folder that may not be looked into
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"output folder {path}: cannot be written: {reason}") from None
     if not there.is_dir():
         raise InputError(f"output folder {path}: cannot be written: not a directory")
     if not os.access(there, os.W_OK):
@@ -92,6 +96,9 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: is not there; bring it back") from None
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"{path}: cannot be read: {reason}") from None
     except ValueError as error:
         raise InputError(f"{path}: is damaged; mend it: {error}") from None
 

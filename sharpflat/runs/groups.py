@@ -151,7 +151,8 @@ def _stopped(cells: Sequence[RunConfig], root: Path) -> list[Group]:
         if set(members) & going == set(mine):
             found.append(Group(tuple(known[one] for one in members), tuple(layout["numbers"])))
     taken = {member.id for group in found for member in group.members}
-    # A damaged one is refused alone, and holds up none that would be trained with it.
+    # A damaged one is refused alone, and holds up none that would begin with it; those that were
+    # stopped with it wait.
     return found + [Group((cell,)) for name, cell in known.items() if name not in whole | taken]
 
 

@@ -79,14 +79,23 @@ class Member:
             return f"was stopped in group {group['group']}, of which some were begun anew"
         return "has no checkpoint to go on from"
 
-    def go_on(self, done: int, step: int) -> None:
-        """The record of its first `done` epochs, as it was when a checkpoint was made."""
+    def first_epochs(self, done: int) -> list[dict[str, Any]]:
+        """The history of its first `done` epochs.
+
+        Raises:
+            InputError: it holds less, or is damaged.
+        """
         rows = Run(self.folder).history[:done]
         if len(rows) < done:
             raise InputError(
                 f"{self.folder / 'history.jsonl'}: has {len(rows)} of the {done} epochs before the "
                 f"checkpoint; bring the others back, or move {self.folder} away to train anew"
             )
+        return rows
+
+    def go_on(self, rows: list[dict[str, Any]], step: int) -> None:
+        """The record of its first epochs, as it was when a checkpoint was made."""
+        done = len(rows)
         self._write_status("running", None)
         self.task.update(done)
         record = files.read_json(self.folder / "provenance.json")

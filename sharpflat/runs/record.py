@@ -17,6 +17,8 @@ from sharpflat.validation import InputError, closest
 
 ENDED = ("finished", "diverged")
 """Statuses of a training that is not gone on with."""
+DAMAGED = "damaged"
+"""What is said of a run whose record cannot be read; no status of its own."""
 
 
 class Run:
@@ -65,9 +67,12 @@ class Run:
     def status(self) -> dict[str, Any]:
         """`{"status": running | finished | diverged | failed, "reason": ...}`."""
         path = self.folder / "status.json"
-        if not path.exists():
+        if not path.exists() and not self._has_history:
             return {"status": "running", "reason": None}
-        return read_fields(path, "status", "reason")
+        content = read_fields(path, "status", "reason")
+        if content["status"] not in ("running", "failed", *ENDED):
+            raise InputError(f"{path}: is damaged; mend it: no status is {content['status']!r}")
+        return content
 
     @property
     def state(self) -> str:
@@ -89,7 +94,12 @@ class Run:
     @property
     def provenance(self) -> dict[str, Any]:
         """Versions, device, data digest, commit, command, times."""
-        return read_fields(self.folder / "provenance.json", "data_digest")
+        path = self.folder / "provenance.json"
+        content = read_fields(path, "data_digest")
+        for name, kind in {"data_digest": str, "together": dict | None}.items():
+            if not isinstance(found := content.get(name), kind):
+                raise InputError(f"{path}: is damaged; mend it: {name!r} is {found!r}")
+        return content
 
     @property
     def damage(self) -> InputError | None:
@@ -104,6 +114,17 @@ class Run:
     def _begun(self) -> bool:
         """Whether it has a provenance, or ought to have one."""
         names = ("provenance.json", "snapshots/0.npz")  # in the order in which they are written
+        return self._has_history or any((self.folder / name).exists() for name in names)
+
+    @property
+    def _has_history(self) -> bool:
+        path = self.folder / "history.jsonl"
+        return path.exists() and path.stat().st_size > 0
+
+    @property
+    def exists(self) -> bool:
+        """Whether anything of it is on disk."""
+        names = ("config.yaml", "status.json", "provenance.json")
         return any((self.folder / name).exists() for name in names)
 
     @property

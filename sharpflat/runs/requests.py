@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from sharpflat.config import Config, Measure, Policy, resolve
-from sharpflat.registry import metrics, optimizers
+from sharpflat.registry import datasets, metrics, optimizers, told
 from sharpflat.runs import files
 from sharpflat.runs.build import (
     abstract_objective,
@@ -93,8 +93,7 @@ class Request:
 
     def row(self, run: Run) -> dict[str, Any]:
         """The fields that identify the measurement in `run`'s record."""
-        split = getattr(resident(run.config["dataset"]), self.split)
-        examples = self.examples or split.size
+        examples = self.examples or self._all_examples(run)
         return {
             "metric": self.metric,
             "arguments": files.plain(self.arguments),
@@ -107,6 +106,15 @@ class Request:
             "seed": self.seed + run.seed,
             "metric_digest": metrics[self.metric].digest,
         }
+
+    def _all_examples(self, run: Run) -> int:
+        try:
+            return getattr(resident(run.config["dataset"]), self.split).size
+        except InputError:
+            raise
+        except Exception as error:  # someone's own data set
+            told_of = [datasets[run.config["dataset"]["name"]]]
+            raise InputError(f"run {run.id}: its data: {told(error, told_of)}") from None
 
 
 def requests(config: Config) -> list[Request]:

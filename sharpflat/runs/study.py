@@ -33,9 +33,9 @@ from sharpflat.runs.placing import placed
 from sharpflat.runs.processes import check_alike, follow, leading
 from sharpflat.runs.progress import SILENT, Reporter
 from sharpflat.runs.provenance import commit, training_digest
-from sharpflat.runs.record import ENDED, Run
-from sharpflat.runs.refusals import Refusals
-from sharpflat.runs.requests import check_measures, left_out, missing, requests
+from sharpflat.runs.record import DAMAGED, ENDED, Run
+from sharpflat.runs.refusals import Refusals, Refused
+from sharpflat.runs.requests import Request, check_measures, left_out, missing, requests
 from sharpflat.runs.requests import failures as failed_measurements
 from sharpflat.runs.setup import fill_registries, keep_compiled_programs
 from sharpflat.runs.table import read_table, swept_keys, table_rows, write_table
@@ -78,9 +78,16 @@ def run(config: Config, root: str | Path = "results", reporter: Reporter = SILEN
 
     Raises:
         InputError: the config does not fit the data, or the folder cannot be written.
+        Refused: of some runs, the others are trained and measured.
     """
-    runs = train(config, root, reporter)
-    return runs if jax.process_index() else measure(config, root, reporter)
+    with Refusals(reporter.say, Refused) as refused:
+        runs = list[Run]()
+        with refused.kept():
+            runs = train(config, root, reporter)
+        if not jax.process_index():
+            with refused.kept():
+                runs = measure(config, root, reporter)
+    return runs
 
 
 def train(config: Config, root: str | Path = "results", reporter: Reporter = SILENT) -> list[Run]:
@@ -90,7 +97,7 @@ def train(config: Config, root: str | Path = "results", reporter: Reporter = SIL
     """
     # From the first check on: Python drops a KeyboardInterrupt that JAX's garbage collection meets.
     with held() as interrupts, contextlib.suppress(Interrupted):
-        cells = _checked_cells(config)
+        cells = _checked_cells(config, root)
         check_warm_starts(cells, root)
         trainings = _trainings(config, cells, Path(root))
         if jax.process_index():
@@ -101,19 +108,20 @@ def train(config: Config, root: str | Path = "results", reporter: Reporter = SIL
             folder = _prepared(config, cells, Path(root))
             for line in dict.fromkeys(_notes(trainings.values())):
                 reporter.say(line)
-            refused, seconds = Refusals(), config.checkpoint_seconds
+            found, seconds = list(trainings.values()), config.checkpoint_seconds
+            with (
+                Refusals(reporter.say) as refused,
+                _table(config, cells, folder, refused) as now_and_then,
+            ):
 
-            def work(training: tuple[Group, Layout]) -> None:
-                with refused.kept():
-                    train_group(*training, Path(root), reporter, interrupts, seconds)
+                def work(training: tuple[Group, Layout]) -> None:
+                    with refused.kept():
+                        train_group(*training, Path(root), reporter, interrupts, seconds)
 
-            found = list(trainings.values())
-            with _table(config, cells, root, folder) as now_and_then:
                 for _ in placed(work, found, _places(config, found), interrupts.stop):
                     now_and_then()
                     if interrupts.received:
                         break
-                refused.tell(reporter.say)
     return _begun(cells, root)
 
 
@@ -151,40 +159,43 @@ def _trainings(
 
 def measure(config: Config, root: str | Path = "results", reporter: Reporter = SILENT) -> list[Run]:
     """Measure a study's finished runs, compute its landscapes and write its table."""
-    cells = _checked_cells(config)
+    cells = _checked_cells(config, root)
     folder = _prepared(config, cells, Path(root))
     runs, asked = _begun(cells, root), requests(config)
     if not runs:
         raise InputError(f"study {config.study!r}: has no runs under {root} yet; train it first")
     for line in left_out(asked, runs):
         reporter.say(line)
-    finished, refused = 0, Refusals()
-    with _table(config, cells, root, folder) as now_and_then:
+    finished = 0
+    with (
+        Refusals(reporter.say) as refused,
+        _table(config, cells, folder, refused) as now_and_then,
+    ):
         for record in runs:
             with refused.kept():
                 if record.finished:
                     finished += 1
                     measure_run(record, asked, reporter)
             now_and_then()
-        refused.tell(reporter.say)
-    if finished < len(cells):
-        reporter.say(f"{finished} of {len(cells)} runs are finished; others are not measured")
-    compute_landscapes(config, runs, folder / "landscapes", reporter)
+        if finished < len(cells):
+            reporter.say(f"{finished} of {len(cells)} runs are finished; others are not measured")
+        whole = [record for record in runs if record.damage is None]
+        compute_landscapes(config, whole, folder / "landscapes", reporter)
     return runs
 
 
 def plan(config: Config, root: str | Path = "results") -> list[Planned]:
     """What `run` would do, a run a row."""
     asked, rows = requests(config), []
-    files.check_folder(Path(root) / "runs")
-    cells = _checked_cells(config)
+    cells = _checked_cells(config, root)
     check_warm_starts(cells, root)
     for cell in cells:
-        record = _record(cell, root)
-        started = (record.folder / "config.yaml").exists()
-        wanted = [request for request in asked if request.wants(record)]
-        todo = missing(record, asked) if record.finished else wanted
-        rows.append(Planned(record, record.state if started else "new", todo))
+        record, todo = _record(cell, root), list[Request]()
+        status = "new" if not record.exists else record.state if not record.damage else DAMAGED
+        with contextlib.suppress(InputError):  # it is refused, alone, when its turn comes
+            wanted = [request for request in asked if request.wants(record)]
+            todo = missing(record, asked) if record.finished else wanted
+        rows.append(Planned(record, status, todo))
     return rows
 
 
@@ -255,7 +266,7 @@ def _record(cell: RunConfig, root: str | Path) -> Run:
 def _begun(cells: Sequence[RunConfig], root: str | Path) -> list[Run]:
     """The study's runs that have a record, finished or not."""
     runs = [_record(cell, root) for cell in cells]
-    return [record for record in runs if (record.folder / "config.yaml").exists()]
+    return [record for record in runs if record.exists]
 
 
 def _check_free(asked: Sequence[Run]) -> None:
@@ -265,8 +276,9 @@ def _check_free(asked: Sequence[Run]) -> None:
             files.check_free(record.folder)
 
 
-def _checked_cells(config: Config) -> list[RunConfig]:
+def _checked_cells(config: Config, root: str | Path) -> list[RunConfig]:
     """The runs, after every check that can be made without work."""
+    files.check_folder(Path(root) / "runs")
     keep_compiled_programs()
     cells = configs.cells(config)
     # Those of one data set after each other: few are kept in memory.
@@ -319,13 +331,13 @@ def _prepared(config: Config, cells: Sequence[RunConfig], root: Path) -> Path:
 
 @contextlib.contextmanager
 def _table(
-    config: Config, cells: Sequence[RunConfig], root: str | Path, folder: Path
+    config: Config, cells: Sequence[RunConfig], folder: Path, refused: Refusals
 ) -> Iterator[Callable[[], None]]:
     """Gives what writes the table if the last one is old; at the end it is written anyhow."""
     written = -math.inf
 
     def write() -> None:
-        rows, damage = table_rows(_begun(cells, root), requests(config))
+        rows, damage = table_rows(_begun(cells, folder.parents[1]), requests(config))
         if rows:
             write_table(folder / "table.csv", rows)
         if damage is not None:
@@ -344,4 +356,5 @@ def _table(
         with contextlib.suppress(OSError, InputError):  # what was raised first is told
             write()
         raise
-    write()
+    with refused.kept():
+        write()

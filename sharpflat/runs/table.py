@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sharpflat.runs import files
-from sharpflat.runs.record import Run, measurement_key
+from sharpflat.runs.record import DAMAGED, Run, measurement_key
 from sharpflat.runs.requests import Request
 from sharpflat.validation import InputError
 
@@ -36,31 +36,34 @@ def table_rows(
 ) -> tuple[list[dict[str, Any]], InputError | None]:
     """A row a run; what is not there, or not finite, is None.
 
-    Where a record is damaged its row has the status `damaged` and no numbers; what is wrong with
-    the first of them comes with the rows.
+    Where a record is damaged its row has the status `damaged` and no numbers; where measurements
+    cannot be read, none of them. What is wrong with the first comes with the rows.
     """
     named = list(zip(column_names(asked), asked, strict=True))
     rows, errors = [], []
     for run in runs:
+        row = _trained(run, DAMAGED) | dict.fromkeys(FINALS)
+        measured = dict.fromkeys(f"{name}{suffix}" for name, _ in named for suffix in SUFFIXES)
         try:
-            rows.append(_row(run, named))
+            if (damage := run.damage) is not None:
+                raise damage
+            row = _trained(run, run.status["status"]) | _finals(run)
+            measured = _measured(run, named)
         except InputError as error:
             errors.append(error)
-            numbers = [f"{name}{suffix}" for name, _ in named for suffix in SUFFIXES]
-            rows.append(_who(run, "damaged") | dict.fromkeys([*FINALS, *numbers]))
+        rows.append(row | measured)
     return rows, errors[0] if errors else None
 
 
-def _who(run: Run, status: str) -> dict[str, Any]:
+def _trained(run: Run, status: str) -> dict[str, Any]:
     return {"run": run.id, "seed": run.seed, "status": status, **run.swept}
 
 
-def _row(run: Run, named: Sequence[tuple[str, Request]]) -> dict[str, Any]:
-    status = run.status["status"]
-    row = _who(run, status) | _finals(run)
+def _measured(run: Run, named: Sequence[tuple[str, Request]]) -> dict[str, Any]:
+    row = dict[str, Any]()
     done = {measurement_key(line): line for line in run.measurements}
     for name, request in named:
-        known = status == "finished" and request.wants(run)
+        known = run.finished and request.wants(run)
         line = done.get(measurement_key(request.row(run)), {}) if known else {}
         row[name] = line.get("value")
         row[f"{name}_standard_error"] = line.get("standard_error")

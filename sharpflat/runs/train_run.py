@@ -206,9 +206,12 @@ class _Training:
             self._set_active()
             return first
         step, (sums, state, seconds, carried) = kept
-        for place, member in self.training:
+        done = step // self.batches.updates
+        # All of them, before any is written: one that is damaged holds up the others of its group.
+        rows = [member.first_epochs(done) for _, member in self.training]
+        for (place, member), own_rows in zip(self.training, rows, strict=True):
             member.tracking.carried = carried[place]
-            member.go_on(step // self.batches.updates, step)
+            member.go_on(own_rows, step)
         self._set_active()
         self.seconds = float(seconds)
         return Moment(step, sums, state)

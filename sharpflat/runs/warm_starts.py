@@ -51,8 +51,8 @@ def check_warm_starts(cells: Sequence[RunConfig], root: str | Path) -> None:
         InputError: names it, and what there is.
     """
     for cell in cells:
-        asked = cell.train["init_from"]
-        if asked is not None and not _begun(Run(Path(root) / "runs" / cell.id)):
+        asked, run = cell.train["init_from"], Run(Path(root) / "runs" / cell.id)
+        if asked is not None and run.damage is None and not _begun(run):
             source = _source(asked["run"], Path(root))
             _check_alike(source, cell.resolved())
             source.step_of(asked["epoch"])

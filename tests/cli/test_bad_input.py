@@ -368,6 +368,8 @@ def test_a_root_that_is_a_file(tmp_path, more):
     path = write(tmp_path, seeds=1, sweep=None)
     said = sharpflat("run", path, "--root", path, *more).complaint
     assert said == f"output folder {path}/runs: cannot be written: not a directory"
+    said = sharpflat("run", path, "--root", tmp_path / ("a" * 300), *more).complaint
+    assert said.endswith("cannot be written: file name too long")
 
 
 def test_the_cases_start_from_what_is_valid(tmp_path):

@@ -16,6 +16,7 @@ from runs.studies import contents, equal, folders, lines, sharpflat, write
 
 import sharpflat as sf
 from sharpflat.runs import files, study
+from sharpflat.runs.table import read_table
 
 
 def test_a_temporary_file_left_by_a_kill_is_no_snapshot(tiny, tmp_path):
@@ -152,7 +153,8 @@ def test_a_damaged_record_keeps_no_other_run_from_being_trained(tmp_path):
 
 
 DAMAGE = [("status.json", "{"), ("provenance.json", "{"), ("provenance.json", "[]")]
-DAMAGE += [("provenance.json", None)]
+DAMAGE += [("provenance.json", None), ("provenance.json", '{"data_digest": null}')]
+DAMAGE += [("status.json", None), ("status.json", '{"status": null, "reason": null}')]
 
 
 def kept(folder):
@@ -172,16 +174,63 @@ def test_a_damaged_run_is_refused_alone_and_nothing_of_it_is_lost(
 ):
     """Stopped on its way, and asked for with three others."""
     root = tmp_path / "results"
-    first = cells_of(tmp_path, "seeds=1", "train.batch_size=8")
-    interrupted(first, root, monkeypatch, 2)
+    first = cells_of(tmp_path, "seeds=1", "train.batch_size=8", "train.epochs=6")
+    interrupted(first, root, monkeypatch, 4)
     (run,) = sf.load_runs(root)
     spoil(run.folder / file, content)
     before = kept(run.folder)
     with pytest.raises(sf.InputError, match=rf"{run.id}/{file}: (is|has|line 1 is) "):
-        sf.train(cells_of(tmp_path, f"together={str(together).lower()}"), root)
+        sf.train(cells_of(tmp_path, "train.epochs=6", f"together={str(together).lower()}"), root)
     assert kept(run.folder) == before
     others = [one for one in sf.load_runs(root) if one.id != run.id]
     assert [one.finished for one in others] == [True] * 3
+
+
+@pytest.mark.parametrize(("file", "content"), [*DAMAGE, ("history.jsonl", "{\n")])
+def test_those_that_were_stopped_with_a_damaged_run_wait_for_it(
+    tmp_path, monkeypatch, file, content
+):
+    root = tmp_path / "results"
+    asked = ["seeds=3", "train.batch_size=8", "train.epochs=6", "together=true"]
+    three = cells_of(tmp_path, *asked)
+    interrupted(three, root, monkeypatch, 4)
+    *others, run = sf.load_runs(root)
+    (run.folder / file).rename(tmp_path / "kept")
+    if content is not None:
+        (run.folder / file).write_text(content)
+    before = [kept(other.folder) for other in others]
+    with pytest.raises(sf.InputError, match=rf"{run.id}/{file}: (is|line 1 is) "):
+        sf.train(three, root)
+    assert [kept(other.folder) for other in others] == before
+    (tmp_path / "kept").replace(run.folder / file)
+    for one in sf.train(three, root):
+        assert one.finished
+        assert len(one.provenance["resumed"]) == 1
+
+
+@pytest.mark.parametrize(("file", "content"), DAMAGE)
+def test_a_study_goes_on_around_a_damaged_run(tiny, tmp_path, file, content):
+    """Trained, measured, planned and shown; also where nothing is measured."""
+    root = shutil.copytree(tiny, tmp_path / "results")
+    first, *others = sf.load_runs(root, "tiny")
+    spoil(first.folder / file, content)
+    config = root / "studies" / "tiny" / "config.yaml"
+    for asked in ([], ["parameter_norm"]):
+        more = ["seeds=3", f"measure={{metrics: {asked}}}", "--root", root]
+        planned = sharpflat("run", config, *more, "--dry-run")
+        assert planned.code == 0
+        assert "damaged" in planned.out
+        said = sharpflat("run", config, *more)
+        assert said.code == 2
+        assert said.err.splitlines()[-1].startswith(f"sharpflat: {first.folder / file}: is ")
+        rows = read_table(root / "studies" / "tiny" / "table.csv")
+        statuses = {row["run"]: row["status"] for row in rows}
+        assert statuses.pop(first.id) == "damaged"
+        assert list(statuses.values()) == ["finished"] * 5
+        for name in asked:
+            assert sum(row[name] is not None for row in rows) == 5
+    assert sharpflat("plot", "tiny", "--root", root).code == 0
+    assert others[0].finished
 
 
 @pytest.mark.parametrize(("file", "content"), DAMAGE)
@@ -210,6 +259,15 @@ def test_a_damaged_config_of_a_run_is_named(tiny, tmp_path, content):
     (run.folder / "config.yaml").write_text(content)
     with pytest.raises(sf.InputError, match=r"config.yaml"):
         _ = run.config
+
+
+def test_a_finished_run_without_its_config_stays_in_the_table(tiny, tmp_path):
+    root = shutil.copytree(tiny, tmp_path / "results")
+    (sf.load_runs(root, "tiny")[0].folder / "config.yaml").unlink()
+    config = root / "studies" / "tiny" / "config.yaml"
+    assert sharpflat("run", config, "--root", root).code == 0
+    rows = read_table(root / "studies" / "tiny" / "table.csv")
+    assert [row["status"] for row in rows] == ["finished"] * 4
 
 
 def test_a_copy_beside_the_snapshots_is_none(tiny, tmp_path):
@@ -247,8 +305,9 @@ def test_a_file_that_is_missing_is_named(tiny, tmp_path, file, words):
     path = sf.load_runs(root, "tiny")[0].folder / file
     path.unlink()
     config = root / "studies" / "tiny" / "config.yaml"
-    said = sharpflat("measure", config, "--root", root).complaint
-    assert said.startswith(f"{path}: {words}")
+    said = sharpflat("measure", config, "--root", root)
+    assert said.code == 2
+    assert said.err.splitlines()[-1].startswith(f"sharpflat: {path}: {words}")
 
 
 def test_a_foreign_file_among_the_groups_is_named(tmp_path):

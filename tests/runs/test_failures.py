@@ -213,7 +213,7 @@ from sharpflat.data import Dataset
 def gone() -> Dataset:
     inputs = np.frombuffer(Path(__file__).with_name("numbers").read_bytes(), np.float32)
     batch = sf.Batch(inputs.reshape(-1, 4), np.arange(len(inputs) // 4) % 3)
-    return Dataset("gone", batch, batch)
+    return Dataset("gone", batch, batch, 3)
 """
 
 
@@ -228,9 +228,21 @@ def test_a_data_set_that_is_gone_fails_its_own_run_alone(tmp_path, monkeypatch):
     )  # fmt: skip
     config, root = sf.load_config(path), tmp_path / "results"
     interrupted(config, root, monkeypatch, 1)
+    kept = numbers.read_bytes()
     numbers.unlink()
     build._resident.cache_clear()
-    planned = sharpflat("run", path, "measure={metrics: [parameter_norm]}", "--dry-run")
-    assert planned.code == 0, planned
+    more = ["measure={metrics: [parameter_norm]}", "--root", root]
+    assert sharpflat("run", path, *more, "--dry-run").code == 0
     statuses = [run.status["status"] for run in sf.train(config, root)]
     assert statuses == ["failed", "finished"]
+    numbers.write_bytes(kept)
+    gone, other = sf.train(config, root)
+    assert gone.finished
+    assert gone.provenance["resumed"]
+    numbers.unlink()
+    build._resident.cache_clear()
+    assert sharpflat("run", path, *more, "--dry-run").code == 0
+    said = sharpflat("measure", path, *more)
+    assert f"run {gone.id}: its data: FileNotFoundError" in said.err
+    assert [row["metric"] for row in other.measurements] == ["parameter_norm"]
+    assert sf.load_runs(root, "tiny")[0].finished

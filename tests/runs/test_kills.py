@@ -108,6 +108,7 @@ def test_a_second_process_on_a_run_is_refused_by_name(study):
     line = study.errors.splitlines()[-1]  # after what the other core says of where it stopped
     assert line.startswith(f"sharpflat: run {first.id}: ")
     assert f"another process works on it (process {os.getpid()})" in line
+    assert not list(folder.parent.glob("*/provenance.json")), "before any work"
     study.finish("claimed")
     assert study.difference("claimed") is None
 

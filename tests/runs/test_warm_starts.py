@@ -106,3 +106,15 @@ def test_a_half_trained_run_no_longer_needs_its_source(tmp_path, source, monkeyp
     runs = sf.train(config, root)
     assert all("resumed" in run.provenance for run in runs)
     assert all(equal(run.params, params) for run, params in zip(runs, unbroken, strict=True))
+
+
+def test_a_damaged_run_keeps_no_other_from_starting_there(tmp_path, source):
+    given = {"batch_size": 8, "epochs": 1, "optimizer": ADAM, "init_from": {"run": source.id}}
+    path = write(tmp_path, train=given, model=BATCH_NORM, sweep=None, seeds=2, together=False)
+    study, root = sf.load_config(path), source.folder.parents[1]
+    first, other = sf.train(study, root)
+    (first.folder / "status.json").write_text("{")
+    shutil.rmtree(other.folder)
+    with pytest.raises(sf.InputError, match=f"{first.id}/status.json: is damaged"):
+        sf.train(study, root)
+    assert other.finished

@@ -6,10 +6,12 @@ import sharpflat as sf
 from sharpflat.runs import Refusals, Refused
 
 
-def refuse(refused, *lines):
+def refuse(refused, *lines, then=None):
     for line in lines:
         with refused.kept():
             raise sf.InputError(line)
+    if then is not None:
+        raise then
 
 
 def test_the_first_is_raised_and_the_others_are_said_once():
@@ -22,8 +24,7 @@ def test_the_first_is_raised_and_the_others_are_said_once():
 def test_all_are_said_where_the_work_is_broken_off():
     said = []
     with pytest.raises(KeyboardInterrupt), Refusals(said.append) as refused:
-        refuse(refused, "a", "b")
-        raise KeyboardInterrupt
+        refuse(refused, "a", "b", then=KeyboardInterrupt())
     assert said == ["a", "b"]
 
 

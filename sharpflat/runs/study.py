@@ -9,37 +9,30 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import jax
-import yaml
 
 from sharpflat import config as configs
 from sharpflat.config import Config, RunConfig
-from sharpflat.registry import metrics, trackers
-from sharpflat.runs import files
 from sharpflat.runs.build import (
-    build_recipe,
-    check_fit,
-    check_ghosts,
     ghost_statistics,
     resident,
-    shape_key,
 )
 from sharpflat.runs.cost import Cost, Planned, costs_of
 from sharpflat.runs.groups import Group, groups, places
 from sharpflat.runs.interrupts import Interrupted, held
-from sharpflat.runs.landscapes import check_landscapes, compute_landscapes
-from sharpflat.runs.layout import Layout, check_layout, is_streamed, shared_mesh
+from sharpflat.runs.landscapes import compute_landscapes
+from sharpflat.runs.layout import Layout, is_streamed, shared_mesh
 from sharpflat.runs.measure_run import measure_run
 from sharpflat.runs.placing import placed
+from sharpflat.runs.preparation import begun, check_free, checked_cells, prepared, record_of
 from sharpflat.runs.processes import check_alike, follow, leading
 from sharpflat.runs.progress import SILENT, Reporter
-from sharpflat.runs.provenance import commit, training_digest
-from sharpflat.runs.record import DAMAGED, ENDED, Run
+from sharpflat.runs.provenance import training_digest
+from sharpflat.runs.record import DAMAGED, Run
 from sharpflat.runs.refusals import Refusals, Refused
-from sharpflat.runs.requests import Request, check_measures, left_out, missing, requests
+from sharpflat.runs.requests import Request, left_out, missing, requests
 from sharpflat.runs.requests import failures as failed_measurements
-from sharpflat.runs.setup import fill_registries, keep_compiled_programs
+from sharpflat.runs.setup import fill_registries
 from sharpflat.runs.table import read_table, swept_keys, table_rows, write_table
-from sharpflat.runs.tracking import check_tracks
 from sharpflat.runs.train_run import follow_group, train_group
 from sharpflat.runs.warm_starts import check_warm_starts
 from sharpflat.validation import InputError, closest
@@ -97,15 +90,15 @@ def train(config: Config, root: str | Path = "results", reporter: Reporter = SIL
     """
     # From the first check on: Python drops a KeyboardInterrupt that JAX's garbage collection meets.
     with held() as interrupts, contextlib.suppress(Interrupted):
-        cells = _checked_cells(config, root)
+        cells = checked_cells(config, root)
         check_warm_starts(cells, root)
         trainings = _trainings(config, cells, Path(root))
         if jax.process_index():
             follow(trainings, follow_group)
-            return _begun(cells, root)
+            return begun(cells, root)
         with leading():
-            _check_free([_record(cell, root) for cell in cells])
-            folder = _prepared(config, cells, Path(root))
+            check_free([record_of(cell, root) for cell in cells])
+            folder = prepared(config, cells, Path(root))
             for line in dict.fromkeys(_notes(trainings.values())):
                 reporter.say(line)
             found, seconds = list(trainings.values()), config.checkpoint_seconds
@@ -122,7 +115,7 @@ def train(config: Config, root: str | Path = "results", reporter: Reporter = SIL
                     now_and_then()
                     if interrupts.received:
                         break
-    return _begun(cells, root)
+    return begun(cells, root)
 
 
 def _places(config: Config, found: Sequence[tuple[Group, Layout]]) -> list[jax.Device]:
@@ -159,9 +152,9 @@ def _trainings(
 
 def measure(config: Config, root: str | Path = "results", reporter: Reporter = SILENT) -> list[Run]:
     """Measure a study's finished runs, compute its landscapes and write its table."""
-    cells = _checked_cells(config, root)
-    folder = _prepared(config, cells, Path(root))
-    runs, asked = _begun(cells, root), requests(config)
+    cells = checked_cells(config, root)
+    folder = prepared(config, cells, Path(root))
+    runs, asked = begun(cells, root), requests(config)
     if not runs:
         raise InputError(f"study {config.study!r}: has no runs under {root} yet; train it first")
     for line in left_out(asked, runs):
@@ -187,10 +180,10 @@ def measure(config: Config, root: str | Path = "results", reporter: Reporter = S
 def plan(config: Config, root: str | Path = "results") -> list[Planned]:
     """What `run` would do, a run a row."""
     asked, rows = requests(config), []
-    cells = _checked_cells(config, root)
+    cells = checked_cells(config, root)
     check_warm_starts(cells, root)
     for cell in cells:
-        record, todo = _record(cell, root), list[Request]()
+        record, todo = record_of(cell, root), list[Request]()
         status = "new" if not record.exists else record.state if not record.damage else DAMAGED
         with contextlib.suppress(InputError):  # it is refused, alone, when its turn comes
             wanted = [request for request in asked if request.wants(record)]
@@ -259,76 +252,6 @@ def study_folder(root: str | Path, study: str) -> Path:
     return known[study]
 
 
-def _record(cell: RunConfig, root: str | Path) -> Run:
-    return Run(Path(root) / "runs" / cell.id, cell.swept, cell.resolved())
-
-
-def _begun(cells: Sequence[RunConfig], root: str | Path) -> list[Run]:
-    """The study's runs that have a record, finished or not."""
-    runs = [_record(cell, root) for cell in cells]
-    return [record for record in runs if record.exists]
-
-
-def _check_free(asked: Sequence[Run]) -> None:
-    """Refuse, before any work, to train what another process trains."""
-    for record in asked:
-        if record.damage is None and record.status["status"] not in ENDED:
-            files.check_free(record.folder)
-
-
-def _checked_cells(config: Config, root: str | Path) -> list[RunConfig]:
-    """The runs, after every check that can be made without work."""
-    files.check_folder(Path(root) / "runs")
-    keep_compiled_programs()
-    cells = configs.cells(config)
-    # Those of one data set after each other: few are kept in memory.
-    by_data = sorted(cells, key=lambda cell: repr(cell.dataset))
-    for cell in by_data:
-        _checked(build_recipe, cell.resolved())
-    for cell in {repr((cell.dataset, cell.model)): cell for cell in by_data}.values():
-        _checked(check_fit, cell.resolved())
-    for cell in {shape_key(cell.resolved()): cell for cell in by_data}.values():
-        _checked(check_measures, config, cell.resolved())
-    for cell in by_data:
-        _checked(check_ghosts, cell.resolved())
-        _checked(check_tracks, cell.resolved())
-    _checked(check_layout, config, cells)
-    _checked(check_landscapes, config, cells)
-    _read_code(config, cells)
-    return cells
-
-
-def _read_code(config: Config, cells: Sequence[RunConfig]) -> None:
-    """The digests of what was loaded, before someone edits it while it works."""
-    training_digest(), commit()
-    for request in requests(config):
-        metrics[request.metric].digest  # noqa: B018
-    for name in {name for cell in cells for spec in cell.train["track"] for name in spec}:
-        (trackers if name in trackers else metrics)[name].digest  # noqa: B018
-
-
-def _checked(check: Callable[..., object], *arguments: object) -> None:
-    try:
-        check(*arguments)
-    except InputError:
-        raise
-    except Exception:
-        return  # someone's own model or data set raises: its runs fail later, and say so
-
-
-def _prepared(config: Config, cells: Sequence[RunConfig], root: Path) -> Path:
-    """The study's folder, with what is known of it before any work."""
-    for record in _begun(cells, root):
-        if record.damage is None:  # else it is refused alone
-            _checked(record.check_data)
-    files.make_folder(root / "runs")
-    folder = files.make_folder(root / "studies" / config.study)
-    content = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-    files.write_text(folder / "config.yaml", content)
-    files.write_json(folder / "runs.json", [cell.id for cell in cells])
-    return folder
-
-
 @contextlib.contextmanager
 def _table(
     config: Config, cells: Sequence[RunConfig], folder: Path, refused: Refusals
@@ -337,7 +260,7 @@ def _table(
     written = -math.inf
 
     def write() -> None:
-        rows, damage = table_rows(_begun(cells, folder.parents[1]), requests(config))
+        rows, damage = table_rows(begun(cells, folder.parents[1]), requests(config))
         if rows:
             write_table(folder / "table.csv", rows)
         if damage is not None:

@@ -170,7 +170,7 @@ def measure(config: Config, root: str | Path = "results", reporter: Reporter = S
                     finished += 1
                     measure_run(record, asked, reporter)
             now_and_then()
-        if finished < len(cells):
+        if finished + len(refused.lines) < len(cells):
             reporter.say(f"{finished} of {len(cells)} runs are finished; others are not measured")
         whole = [record for record in runs if record.damage is None]
         compute_landscapes(config, whole, folder / "landscapes", reporter)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from sharpflat.runs import Run, load_runs, study_folder
 from sharpflat.runs.landscapes import load_landscapes
 from sharpflat.runs.record import DAMAGED
 from sharpflat.runs.table import measurement_columns, read_table, swept_keys
+from sharpflat.validation import InputError
 
 
 def study_records(root: str | Path, study: str) -> plots.StudyRecords:
@@ -32,8 +34,11 @@ def study_records(root: str | Path, study: str) -> plots.StudyRecords:
 
 def _record(run: Run, row: dict[str, Any]) -> plots.RunRecord:
     """Without what nobody can read, where it is damaged."""
-    whole = row["status"] != DAMAGED
-    history, tracked = (run.history, run.tracked) if whole else ([], [])
+    history, tracked = list[dict[str, Any]](), list[dict[str, Any]]()
+    if row["status"] != DAMAGED:
+        history = run.history
+        with contextlib.suppress(InputError):
+            tracked = run.tracked
     return plots.RunRecord(run.id, row["seed"], row["status"], run.swept, history, row, tracked)
 
 

@@ -140,7 +140,11 @@ def read_lines(
     """
     if not path.exists():
         return []
-    lines = path.read_bytes()[: _whole_bytes(path)].split(b"\n")[:-1]
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1]
+    except OSError as error:
+        reason = (error.strerror or str(error)).lower()
+        raise InputError(f"{path}: cannot be read: {reason}") from None
     return [_read_line(path, i, line, needed, numbers) for i, line in enumerate(lines, start=1)]
 
 

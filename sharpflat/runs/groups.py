@@ -135,7 +135,7 @@ def _stopped(cells: Sequence[RunConfig], root: Path) -> list[Group]:
     """
     known = {cell.id: cell for cell in cells}
     runs = {cell.id: Run(root / "runs" / cell.id) for cell in cells}
-    whole = {name for name, run in runs.items() if run.damage is None}
+    whole = {name for name, run in runs.items() if _can_go_on(run)}
     going = {name for name in whole if runs[name].status["status"] not in ENDED}
     alone = [Group((known[name],)) for name in known if name in going and _is_of(runs[name], None)]
     found = [group for group in alone if _has_checkpoint(group.folder(root))]
@@ -148,6 +148,9 @@ def _stopped(cells: Sequence[RunConfig], root: Path) -> list[Group]:
         if left := [one for one in members if one not in known]:
             files.check_free(runs[mine[0]].folder)  # else it is training now, and says so
             raise InputError(_partly(root, layout["group"], left, runs[mine[0]]))
+        lost = [one for one in set(members) & whole - set(mine) if not runs[one].exists]
+        if lost:
+            raise InputError(_lost(root, layout["group"], sorted(lost)))
         if set(members) & going == set(mine):
             found.append(Group(tuple(known[one] for one in members), tuple(layout["numbers"])))
     taken = {member.id for group in found for member in group.members}
@@ -167,6 +170,22 @@ def _partly(root: Path, group: str, left: Sequence[str], asked: Run) -> str:
         f"asked for: {', '.join(left)}; ask for all of them, as {asked.provenance['command']!r} "
         f"did, or move that folder of {root} away to begin anew"
     )
+
+
+def _lost(root: Path, group: str, lost: Sequence[str]) -> str:
+    return (
+        f"groups/{group}: was stopped while it trained runs that are not there any more: "
+        f"{', '.join(lost)}; bring them back, or move that folder of {root} away to begin all of "
+        f"its runs anew"
+    )
+
+
+def _can_go_on(run: Run) -> bool:
+    """Whether its record can be read, as far as a training needs it."""
+    try:
+        return run.damage is None and (run.status["status"] in ENDED or run.history is not None)
+    except InputError:
+        return False
 
 
 def _is_of(run: Run, group: str | None) -> bool:

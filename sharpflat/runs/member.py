@@ -85,7 +85,8 @@ class Member:
         Raises:
             InputError: it holds less, or is damaged.
         """
-        rows = Run(self.folder).history[:done]
+        record = Run(self.folder)
+        rows, _ = record.history[:done], record.tracked
         if len(rows) < done:
             raise InputError(
                 f"{self.folder / 'history.jsonl'}: has {len(rows)} of the {done} epochs before the "

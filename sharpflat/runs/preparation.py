@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 import yaml
 
 from sharpflat import config as configs
@@ -24,7 +25,8 @@ from sharpflat.validation import InputError
 
 def checked_cells(config: Config, root: str | Path) -> list[RunConfig]:
     """The runs, after every check that can be made without work."""
-    files.check_folder(Path(root) / "runs")
+    if jax.process_count() == 1:  # of several only the first writes
+        files.check_folder(Path(root) / "runs")
     keep_compiled_programs()
     cells = configs.cells(config)
     # Those of one data set after each other: few are kept in memory.

@@ -99,6 +99,8 @@ class Run:
         for name, kind in {"data_digest": str, "together": dict | None}.items():
             if not isinstance(found := content.get(name), kind):
                 raise InputError(f"{path}: is damaged; mend it: {name!r} is {found!r}")
+        if content.get("together") and not isinstance(content["together"].get("group"), str):
+            raise InputError(f"{path}: is damaged; mend it: 'together' has no 'group'")
         return content
 
     @property

@@ -172,8 +172,9 @@ def measure(config: Config, root: str | Path = "results", reporter: Reporter = S
             now_and_then()
         if finished + len(refused.lines) < len(cells):
             reporter.say(f"{finished} of {len(cells)} runs are finished; others are not measured")
-        whole = [record for record in runs if record.damage is None]
-        compute_landscapes(config, whole, folder / "landscapes", reporter)
+        # Else a line might be drawn between other runs than those it is of.
+        if all(record.damage is None for record in runs):
+            compute_landscapes(config, runs, folder / "landscapes", reporter)
     return runs
 
 

@@ -14,7 +14,7 @@ from runs.interrupted import interrupted
 from runs.studies import contents, equal, folders, lines, sharpflat, write
 
 import sharpflat as sf
-from sharpflat.runs import files, study
+from sharpflat.runs import Refused, files, study
 from sharpflat.runs.table import read_table
 
 
@@ -153,6 +153,7 @@ def test_a_damaged_record_keeps_no_other_run_from_being_trained(tmp_path):
 
 DAMAGE = [("status.json", "{"), ("provenance.json", "{"), ("provenance.json", "[]")]
 DAMAGE += [("provenance.json", None), ("provenance.json", '{"data_digest": null}')]
+DAMAGE += [("provenance.json", '{"data_digest": "x", "together": {"numbers": {}}}')]
 DAMAGE += [("status.json", None), ("status.json", '{"status": null, "reason": null}')]
 
 
@@ -185,7 +186,10 @@ def test_a_damaged_run_is_refused_alone_and_nothing_of_it_is_lost(
     assert [one.finished for one in others] == [True] * 3
 
 
-@pytest.mark.parametrize(("file", "content"), [*DAMAGE, ("history.jsonl", "{\n")])
+TORN = [("history.jsonl", "{\n"), ("tracked.jsonl", "{\n")]
+
+
+@pytest.mark.parametrize(("file", "content"), [*DAMAGE, *TORN])
 def test_those_that_were_stopped_with_a_damaged_run_wait_for_it(
     tmp_path, monkeypatch, file, content
 ):
@@ -194,6 +198,7 @@ def test_those_that_were_stopped_with_a_damaged_run_wait_for_it(
     three = cells_of(tmp_path, *asked)
     interrupted(three, root, monkeypatch, 4)
     *others, run = sf.load_runs(root)
+    (run.folder / file).touch()
     (run.folder / file).rename(tmp_path / "kept")
     if content is not None:
         (run.folder / file).write_text(content)
@@ -205,6 +210,57 @@ def test_those_that_were_stopped_with_a_damaged_run_wait_for_it(
     for one in sf.train(three, root):
         assert one.finished
         assert len(one.provenance["resumed"]) == 1
+
+
+def test_a_damaged_history_holds_up_none_that_would_begin_with_it(tmp_path, monkeypatch):
+    root = tmp_path / "results"
+    three = cells_of(tmp_path, "seeds=3", "train.batch_size=8", "together=true")
+    interrupted(three, root, monkeypatch, 2)
+    shutil.rmtree(next(root.glob("groups/*")))
+    first, run, last = sf.load_runs(root, "tiny")
+    (run.folder / "history.jsonl").write_text("{\n")
+    with pytest.raises(sf.InputError, match=rf"{run.id}/history.jsonl: line 1 is damaged"):
+        sf.train(three, root)
+    assert first.finished
+    assert last.finished
+
+
+def test_what_was_stopped_with_a_run_that_is_gone_is_not_begun_anew(tmp_path, monkeypatch):
+    root = tmp_path / "results"
+    three = cells_of(tmp_path, "seeds=3", "train.batch_size=8", "together=true")
+    interrupted(three, root, monkeypatch, 2)
+    first, *_ = sf.load_runs(root)
+    first.folder.rename(tmp_path / "away")
+    before = kept(root)
+    with pytest.raises(sf.InputError, match=rf"not there any more: {first.id}; bring them back"):
+        sf.train(three, root)
+    assert kept(root) == before
+
+
+@pytest.mark.parametrize("name", ["measurements.jsonl", "history.jsonl"])
+def test_a_file_that_cannot_be_read_is_named(tiny, tmp_path, name):
+    root = shutil.copytree(tiny, tmp_path / "results")
+    first, *others = sf.load_runs(root, "tiny")
+    (first.folder / name).unlink()
+    (first.folder / name).mkdir()
+    config = root / "studies" / "tiny" / "config.yaml"
+    said = sharpflat("measure", config, "measure={metrics: [parameter_norm]}", "--root", root)
+    assert f"{first.folder / name}: cannot be read: is a directory" in said.err
+    assert all(run.measurements[-1]["metric"] == "parameter_norm" for run in others)
+
+
+def test_a_line_of_a_damaged_run_is_left_as_it_is(tmp_path):
+    root = tmp_path / "results"
+    line = ["landscape=[{line: {key: train.batch_size, points: 3}}]", "seeds=1"]
+    study = cells_of(tmp_path, "sweep={train.batch_size: [8, 20, 40]}", *line)
+    *_, last = sf.run(study, root)
+    folder = root / "studies" / "tiny" / "landscapes"
+    before = kept(folder)
+    assert before
+    (last.folder / "provenance.json").write_text("{")
+    with pytest.raises(Refused, match=r"provenance.json: is damaged"):
+        sf.run(study, root)
+    assert kept(folder) == before
 
 
 @pytest.mark.parametrize(("file", "content"), DAMAGE)

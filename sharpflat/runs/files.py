@@ -27,8 +27,7 @@ def make_folder(path: Path) -> Path:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise InputError(f"output folder {path}: cannot be written: {reason}") from None
+        raise InputError(f"output folder {path}: cannot be written: {_reason(error)}") from None
     check_folder(path)
     return path
 
@@ -38,12 +37,16 @@ def check_folder(path: Path) -> None:
     try:
         there = next(part for part in (path, *path.absolute().parents) if part.exists())
     except OSError as error:  # a name too long, a folder that may not be looked into
-        reason = (error.strerror or str(error)).lower()
-        raise InputError(f"output folder {path}: cannot be written: {reason}") from None
+        raise InputError(f"output folder {path}: cannot be written: {_reason(error)}") from None
     if not there.is_dir():
         raise InputError(f"output folder {path}: cannot be written: not a directory")
     if not os.access(there, os.W_OK):
         raise InputError(f"output folder {path}: cannot be written: permission denied")
+
+
+def _reason(error: OSError) -> str:
+    """What the system says, in lower case."""
+    return (error.strerror or str(error)).lower()
 
 
 @contextlib.contextmanager
@@ -80,9 +83,9 @@ def write_status(folder: Path, status: Mapping[str, Any]) -> None:
     try:
         write_json(folder / "status.json", status)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
         raise InputError(
-            f"{folder}: cannot be written: {reason}; what is there is kept: make room, start again"
+            f"{folder}: cannot be written: {_reason(error)}; what is there is kept: make room, "
+            f"start again"
         ) from None
 
 
@@ -97,8 +100,7 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise InputError(f"{path}: is not there; bring it back") from None
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise InputError(f"{path}: cannot be read: {reason}") from None
+        raise InputError(f"{path}: cannot be read: {_reason(error)}") from None
     except ValueError as error:
         raise InputError(f"{path}: is damaged; mend it: {error}") from None
 
@@ -143,8 +145,7 @@ def read_lines(
     try:
         lines = path.read_bytes().split(b"\n")[:-1]
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise InputError(f"{path}: cannot be read: {reason}") from None
+        raise InputError(f"{path}: cannot be read: {_reason(error)}") from None
     return [_read_line(path, i, line, needed, numbers) for i, line in enumerate(lines, start=1)]
 
 
@@ -238,8 +239,7 @@ def _locked(path: Path, mode: Literal["a+", "r"], how: int) -> Iterator[TextIO]:
     try:
         file = path.open(mode)
     except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        raise InputError(f"{path}: cannot be opened: {reason}") from None
+        raise InputError(f"{path}: cannot be opened: {_reason(error)}") from None
     with file:
         _lock(file, how, path.parent)
         yield file
@@ -260,5 +260,4 @@ def _lock(file: TextIO, how: int, folder: Path) -> None:
                 f"let it end, or give another --root"
             ) from None
         except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise InputError(f"{folder / '.lock'}: cannot be locked: {reason}") from None
+            raise InputError(f"{folder / '.lock'}: cannot be locked: {_reason(error)}") from None

@@ -12,10 +12,7 @@ import jax
 
 from sharpflat import config as configs
 from sharpflat.config import Config, RunConfig
-from sharpflat.runs.build import (
-    ghost_statistics,
-    resident,
-)
+from sharpflat.runs.build import ghost_statistics, resident
 from sharpflat.runs.cost import Cost, Planned, costs_of
 from sharpflat.runs.groups import Group, groups, places
 from sharpflat.runs.interrupts import Interrupted, held

@@ -130,6 +130,8 @@ def plot(
     failures: list[str] = []
     asked = [{name: content} for name in figure] if figure else settings["figures"]
     drawn = report.draw(root, study, asked, failures.append)
+    for line in report.damages(runs.load_runs(root, study)):
+        print(f"sharpflat: drawn without it: {line}", file=sys.stderr)
     for path in drawn:
         print(path)
     if not failures:

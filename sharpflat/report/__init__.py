@@ -2,11 +2,12 @@
 
 from sharpflat.report.figures import draw, note, study_records
 from sharpflat.report.plan import effort, plan_lines
-from sharpflat.report.state import begun_studies
+from sharpflat.report.state import begun_studies, damages
 from sharpflat.report.tables import study_table
 
 __all__ = [
     "begun_studies",
+    "damages",
     "draw",
     "effort",
     "note",

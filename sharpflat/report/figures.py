@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +9,11 @@ from typing import Any
 from sharpflat import plots
 from sharpflat.config import Spec, resolve
 from sharpflat.registry import figures
+from sharpflat.report.state import readable
 from sharpflat.runs import Run, load_runs, study_folder
 from sharpflat.runs.landscapes import load_landscapes
 from sharpflat.runs.record import DAMAGED
 from sharpflat.runs.table import measurement_columns, read_table, swept_keys
-from sharpflat.validation import InputError
 
 
 def study_records(root: str | Path, study: str) -> plots.StudyRecords:
@@ -34,11 +33,9 @@ def study_records(root: str | Path, study: str) -> plots.StudyRecords:
 
 def _record(run: Run, row: dict[str, Any]) -> plots.RunRecord:
     """Without what nobody can read, where it is damaged."""
-    history, tracked = list[dict[str, Any]](), list[dict[str, Any]]()
-    if row["status"] != DAMAGED:
-        history = run.history
-        with contextlib.suppress(InputError):
-            tracked = run.tracked
+    whole = row["status"] != DAMAGED
+    history = (whole and readable(run, "history")) or []
+    tracked = (whole and readable(run, "tracked")) or []
     return plots.RunRecord(run.id, row["seed"], row["status"], run.swept, history, row, tracked)
 
 

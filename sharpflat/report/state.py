@@ -41,11 +41,11 @@ def state_without_table(folder: Path) -> list[str]:
     """What there is of a study that has no table yet."""
     runs, damaged = _runs(folder, [])
     statuses = _statuses(runs)
-    measured = sum(bool(_or_none(run, "measurements")) for run in runs)
+    measured = sum(bool(readable(run, "measurements")) for run in runs)
     return [
         f"study {folder.name}: begun, {_counts(statuses)}, {measured or 'none'} measured so far",
         *damaged,
-        *_damaged(runs),
+        *damages(runs),
     ]
 
 
@@ -54,7 +54,7 @@ def state(folder: Path, rows: Sequence[dict[str, Any]]) -> list[str]:
     runs, damaged = _runs(folder, [row["run"] for row in rows])
     statuses = _statuses(runs)
     trained = [] if set(statuses) <= ENDED else [_counts(statuses)]
-    return [*trained, *_unmeasured(folder, rows), *damaged, *_damaged(runs)]
+    return [*trained, *_unmeasured(folder, rows), *damaged, *damages(runs)]
 
 
 def _runs(folder: Path, tabled: Iterable[str]) -> tuple[list[Run], list[str]]:
@@ -134,12 +134,17 @@ def _asked(folder: Path) -> dict[str, Request]:
     return dict(zip(column_names(asked), asked, strict=True))
 
 
-def _damaged(runs: Iterable[Run]) -> list[str]:
-    found = [_read(run, part) for run in runs for part in ("damage", "history", "measurements")]
+PARTS = ("damage", "history", "tracked", "measurements")
+
+
+def damages(runs: Iterable[Run]) -> list[str]:
+    """A line for each part of their records that nobody can read."""
+    found = [_read(run, part) for run in runs for part in PARTS]
     return [str(content) for content in found if isinstance(content, InputError)]
 
 
-def _or_none(run: Run, part: str) -> Any:
+def readable(run: Run, part: str) -> Any:
+    """A part of a run's record; None where it is damaged."""
     content = _read(run, part)
     return None if isinstance(content, InputError) else content
 

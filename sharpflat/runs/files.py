@@ -74,19 +74,30 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(plain(content), indent=2) + "\n")
 
 
+@contextlib.contextmanager
+def writable(path: Path) -> Iterator[None]:
+    """One clear line where what is written inside, at `path`, cannot be.
+
+    Raises:
+        InputError: as on a full disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot be written: {_reason(error)}; what is there is kept: make room, "
+            f"start again"
+        ) from None
+
+
 def write_status(folder: Path, status: Mapping[str, Any]) -> None:
     """Write what became of a run.
 
     Raises:
         InputError: it cannot be written, as on a full disk.
     """
-    try:
+    with writable(folder):
         write_json(folder / "status.json", status)
-    except OSError as error:
-        raise InputError(
-            f"{folder}: cannot be written: {_reason(error)}; what is there is kept: make room, "
-            f"start again"
-        ) from None
 
 
 def read_json(path: Path) -> Any:

@@ -12,6 +12,7 @@ import jax
 
 from sharpflat import config as configs
 from sharpflat.config import Config, RunConfig
+from sharpflat.runs import files
 from sharpflat.runs.build import ghost_statistics, resident
 from sharpflat.runs.cost import Cost, Planned, costs_of
 from sharpflat.runs.groups import Group, groups, places
@@ -156,23 +157,32 @@ def measure(config: Config, root: str | Path = "results", reporter: Reporter = S
         raise InputError(f"study {config.study!r}: has no runs under {root} yet; train it first")
     for line in left_out(asked, runs):
         reporter.say(line)
-    finished = 0
-    with (
-        Refusals(reporter.say) as refused,
-        _table(config, cells, folder, refused) as now_and_then,
-    ):
-        for record in runs:
-            with refused.kept():
-                if record.finished:
-                    finished += 1
-                    measure_run(record, asked, reporter)
-            now_and_then()
-        if finished + len(refused.lines) < len(cells):
-            reporter.say(f"{finished} of {len(cells)} runs are finished; others are not measured")
-        # Else a line might be drawn between other runs than those it is of.
-        if all(record.damage is None for record in runs):
-            compute_landscapes(config, runs, folder / "landscapes", reporter)
+    with Refusals(reporter.say) as refused:
+        with _table(config, cells, folder, refused) as now_and_then:
+            for record in runs:
+                with refused.kept():
+                    if record.finished:
+                        measure_run(record, asked, reporter)
+                now_and_then()
+        _say_unfinished(runs, len(cells), reporter)
+        with refused.kept():
+            _landscapes(config, runs, folder, reporter)
     return runs
+
+
+def _say_unfinished(runs: Sequence[Run], asked: int, reporter: Reporter) -> None:
+    whole = [record for record in runs if record.damage is None]
+    finished = sum(record.finished for record in whole)
+    if finished + len(runs) - len(whole) < asked:
+        reporter.say(f"{finished} of {asked} runs are finished; others are not measured")
+
+
+def _landscapes(config: Config, runs: Sequence[Run], folder: Path, reporter: Reporter) -> None:
+    """Not around damage: a line might be drawn between other runs than those it is of."""
+    if all(record.damage is None for record in runs):
+        compute_landscapes(config, runs, folder / "landscapes", reporter)
+    elif config.landscape:
+        reporter.say("landscapes are left as they are while a run is damaged")
 
 
 def plan(config: Config, root: str | Path = "results") -> list[Planned]:
@@ -260,7 +270,8 @@ def _table(
     def write() -> None:
         rows, damage = table_rows(begun(cells, folder.parents[1]), requests(config))
         if rows:
-            write_table(folder / "table.csv", rows)
+            with files.writable(folder / "table.csv"):
+                write_table(folder / "table.csv", rows)
         if damage is not None:
             raise damage
 

@@ -199,6 +199,9 @@ class _Training:
     def _begin(self) -> Moment:
         """Where the training goes on."""
         kept = self._restored()
+        done = kept[0] // self.batches.updates if kept else 0
+        # All of them, before any is written: one that is damaged holds up the others of its group.
+        rows = [member.first_epochs(done) for _, member in self.training]
         if kept is None:
             starts, first = _starts(self.group, self.data, self.root)
             for place, member in self.training:
@@ -206,9 +209,6 @@ class _Training:
             self._set_active()
             return first
         step, (sums, state, seconds, carried) = kept
-        done = step // self.batches.updates
-        # All of them, before any is written: one that is damaged holds up the others of its group.
-        rows = [member.first_epochs(done) for _, member in self.training]
         for (place, member), own_rows in zip(self.training, rows, strict=True):
             member.tracking.carried = carried[place]
             member.go_on(own_rows, step)

@@ -12,6 +12,7 @@ from runs.studies import contents, equal, folders, lines, sharpflat, write
 
 import sharpflat as sf
 from sharpflat.runs import Refused, files, study
+from sharpflat.runs.progress import Reporter
 from sharpflat.runs.table import read_table
 
 
@@ -73,6 +74,10 @@ def test_a_measure_of_runs_that_have_not_finished_says_so(tiny, tmp_path):
     (run.folder / "status.json").write_text('{"status": "running", "reason": null}')
     said = sharpflat("measure", root / "studies" / "tiny" / "config.yaml", "--root", root)
     assert said.code == 0
+    assert "3 of 4 runs are finished; others are not measured" in said.err
+    with files.claimed(sf.load_runs(root, "tiny")[1].folder):
+        said = sharpflat("measure", root / "studies" / "tiny" / "config.yaml", "--root", root)
+    assert "another process works on it" in said.err
     assert "3 of 4 runs are finished; others are not measured" in said.err
 
 
@@ -209,6 +214,21 @@ def test_those_that_were_stopped_with_a_damaged_run_wait_for_it(
         assert len(one.provenance["resumed"]) == 1
 
 
+def test_those_that_would_begin_anew_with_a_torn_history_wait_for_it(tmp_path, monkeypatch):
+    """Stopped together, and none of their checkpoints can be gone on from."""
+    root = tmp_path / "results"
+    three = cells_of(tmp_path, "seeds=3", "train.batch_size=8", "together=true")
+    interrupted(three, root, monkeypatch, 2)
+    *others, run = sf.load_runs(root, "tiny")
+    (run.folder / "history.jsonl").write_text("{\n")
+    for file in root.glob("runs/*/provenance.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "attempt": "another"}))
+    before = [kept(other.folder) for other in others]
+    with pytest.raises(sf.InputError, match=rf"{run.id}/history.jsonl: line 1 is damaged"):
+        sf.train(three, root)
+    assert [kept(other.folder) for other in others] == before
+
+
 def test_a_damaged_history_holds_up_none_that_would_begin_with_it(tmp_path, monkeypatch):
     root = tmp_path / "results"
     three = cells_of(tmp_path, "seeds=3", "train.batch_size=8", "together=true")
@@ -246,7 +266,7 @@ def test_a_file_that_cannot_be_read_is_named(tiny, tmp_path, name):
     assert all(run.measurements[-1]["metric"] == "parameter_norm" for run in others)
 
 
-def test_a_line_of_a_damaged_run_is_left_as_it_is(tmp_path):
+def test_a_line_of_a_damaged_run_is_left_as_it_is(tmp_path, monkeypatch):
     root = tmp_path / "results"
     line = ["landscape=[{line: {key: train.batch_size, points: 3}}]", "seeds=1"]
     study = cells_of(tmp_path, "sweep={train.batch_size: [8, 20, 40]}", *line)
@@ -255,9 +275,12 @@ def test_a_line_of_a_damaged_run_is_left_as_it_is(tmp_path):
     before = kept(folder)
     assert before
     (last.folder / "provenance.json").write_text("{")
+    said, reporter = [], Reporter(None, quiet=True)
+    monkeypatch.setattr(reporter, "say", said.append)
     with pytest.raises(Refused, match=r"provenance.json: is damaged"):
-        sf.run(study, root)
+        sf.run(study, root, reporter)
     assert kept(folder) == before
+    assert "landscapes are left as they are while a run is damaged" in said
 
 
 @pytest.mark.parametrize(("file", "content"), DAMAGE)
@@ -286,6 +309,20 @@ def test_a_study_goes_on_around_a_damaged_run(tiny, tmp_path, file, content):
     assert shown.code == 0
     assert f"run {first.id} (seed 0): damaged" in shown.out
     assert sharpflat("plot", "tiny", "--root", root).code == 0
+
+
+@pytest.mark.parametrize("status", ["running", "diverged"])
+@pytest.mark.parametrize("file", ["history.jsonl", "tracked.jsonl"])
+def test_figures_are_drawn_around_what_nobody_can_read(tiny, tmp_path, file, status):
+    root = shutil.copytree(tiny, tmp_path / "results")
+    first, *_ = sf.load_runs(root, "tiny")
+    files.write_status(first.folder, {"status": status, "reason": "x"})
+    (first.folder / file).write_text("{\n")
+    line = f"{first.folder / file}: line 1 is damaged"
+    drawn = sharpflat("plot", "tiny", "--root", root)
+    assert drawn.code == 0
+    assert f"sharpflat: drawn without it: {line}" in drawn.err
+    assert line in "".join(sharpflat("show", "tiny", "--root", root).out.split("\n"))
 
 
 @pytest.mark.parametrize("content", ["", "dataset: {", "seed: 1\n"])
@@ -322,7 +359,7 @@ def test_a_table_that_cannot_be_written_stops_nothing(tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(study, "write_table", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(Refused, match=r"table.csv: cannot be written: no space left on device"):
             sf.train(cells_of(tmp_path), tmp_path / "results")
     assert len(tried) == 2
     assert [run.finished for run in sf.load_runs(tmp_path / "results")] == [True] * 4

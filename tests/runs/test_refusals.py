@@ -29,5 +29,6 @@ def test_all_are_said_where_the_work_is_broken_off():
 
 
 def test_only_what_is_of_its_kind_is_kept():
-    with pytest.raises(sf.InputError, match="^a$"), Refusals(print, Refused) as refused:
+    with pytest.raises(sf.InputError, match="^a$") as raised, Refusals(print, Refused) as refused:
         refuse(refused, "a")
+    assert type(raised.value) is sf.InputError

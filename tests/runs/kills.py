@@ -153,7 +153,8 @@ class Killed:
     def _progress(self, root):
         """Another after each step that reaches the disk."""
         root = self.folder / root
-        lines = [path.read_bytes().count(b"\n") for path in root.glob("runs/*/*.jsonl")]
+        # Not those with a dot: temporary files, which may be gone before they are read.
+        lines = [path.read_bytes().count(b"\n") for path in root.glob("runs/*/[!.]*.jsonl")]
         return len(lines), sum(lines), len(list(root.glob("*/*/checkpoints/*")))
 
 

@@ -1,9 +1,7 @@
 """Records that are damaged, cut short or missing: named, repaired, never lost."""
 
 import json
-import os
 import shutil
-import stat
 
 import pytest
 import yaml
@@ -79,17 +77,6 @@ def test_a_measure_of_runs_that_have_not_finished_says_so(tiny, tmp_path):
         said = sharpflat("measure", root / "studies" / "tiny" / "config.yaml", "--root", root)
     assert "another process works on it" in said.err
     assert "3 of 4 runs are finished; others are not measured" in said.err
-
-
-def test_a_line_cut_short_is_ignored_and_repaired(tmp_path):
-    path = tmp_path / "rows.jsonl"
-    assert files.read_lines(path) == []
-    files.append_lines(path, [{"a": 1}, {"a": float("nan")}])
-    whole = path.read_bytes()
-    path.write_bytes(whole + b'{"a": 3, "b": [1, 2')
-    assert files.read_lines(path) == [{"a": 1}, {"a": None}]
-    files.append_lines(path, [{"a": 4}])
-    assert path.read_bytes() == whole + b'{"a": 4}\n'
 
 
 def test_a_measurement_cut_short_is_made_again(tiny, tmp_path):
@@ -390,12 +377,3 @@ def test_a_foreign_file_among_the_groups_is_named(tmp_path):
         sf.InputError, match=r"group.json: is damaged; mend it: it has no 'members'"
     ):
         sf.train(cells_of(tmp_path), tmp_path / "results")
-
-
-def test_files_are_for_whom_the_user_allows(tmp_path):
-    before = os.umask(0o027)
-    try:
-        files.write_text(tmp_path / "table.csv", "run")
-    finally:
-        os.umask(before)
-    assert stat.S_IMODE((tmp_path / "table.csv").stat().st_mode) == 0o640

@@ -52,19 +52,22 @@ def run(
         for line in report.plan_lines(study, runs.plan(study, root)):
             print(line)
         return
-    with shown() as reporter, runs.Refusals(reporter.say, runs.Refused) as refused:
-        with refused.kept():
-            runs.train(study, root, reporter)
-        if distributed and not leave():
-            return
-        with refused.kept():
-            done = runs.measure(study, root, reporter)
-    _show(root, study.study)
-    failures = runs.failures(done, study)
-    drawn = report.draw(root, study.study, study.figures, failures.append)
-    figures = ["figures"] * bool(drawn)
-    print(f"\n{' and '.join(['table.csv', *figures])} in {runs.study_folder(root, study.study)}")
-    _exit_with(failures)
+    with runs.Refusals(_complain, runs.Refused) as refused:
+        with shown() as reporter:
+            with refused.kept():
+                runs.train(study, root, reporter)
+            if distributed and not leave():
+                return
+            with refused.kept():
+                runs.measure(study, root, reporter)
+        _show(root, study.study)
+        failures = runs.failures(runs.load_runs(root, study.study), study)
+        drawn = report.draw(root, study.study, study.figures, failures.append)
+        figures = ["figures"] * bool(drawn)
+        print(
+            f"\n{' and '.join(['table.csv', *figures])} in {runs.study_folder(root, study.study)}"
+        )
+        _exit_with(failures)
 
 
 @app.command()
@@ -131,7 +134,7 @@ def plot(
     asked = [{name: content} for name in figure] if figure else settings["figures"]
     drawn = report.draw(root, study, asked, failures.append)
     for line in report.damages(runs.load_runs(root, study)):
-        print(f"sharpflat: drawn without it: {line}", file=sys.stderr)
+        _complain(f"drawn without it: {line}")
     for path in drawn:
         print(path)
     if not failures:
@@ -302,9 +305,13 @@ def _show(root: str, study: str) -> None:
 def _exit_with(failures: list[str]) -> None:
     """Exit status 1 if a training or a measurement failed; its record says why."""
     for line in failures:
-        print(f"sharpflat: {line}", file=sys.stderr)
+        _complain(line)
     if failures:
         sys.exit(1)
+
+
+def _complain(line: str) -> None:
+    print(f"sharpflat: {' '.join(line.split())}", file=sys.stderr)
 
 
 def main() -> None:
@@ -314,7 +321,7 @@ def main() -> None:
     try:
         app()
     except InputError as error:
-        print(f"sharpflat: {' '.join(str(error).split())}", file=sys.stderr)
+        _complain(str(error))
         sys.exit(2)
 
 

@@ -218,16 +218,23 @@ def costs(config: Config, planned: Sequence[Planned]) -> list[Cost]:
 
 
 def failures(runs: Sequence[Run], config: Config | None = None) -> list[str]:
-    """A line for each training that failed, and for each measurement of `config` that did."""
-    lines = []
+    """A line for each training that failed, and for each measurement of `config` that did.
+
+    Of records that are damaged there is none: they are refused, and that says why.
+    """
+    lines = list[str]()
     for record in runs:
-        status = record.status
-        if status["status"] == "failed":
-            lines.append(f"run {record.id}: failed: {status['reason']}")
-        if config is not None:
-            errors = failed_measurements(record, requests(config))
-            lines += [f"run {record.id}: {error}" for error in errors]
+        with contextlib.suppress(InputError):
+            lines += [f"run {record.id}: {line}" for line in _failures(record, config)]
     return lines
+
+
+def _failures(record: Run, config: Config | None) -> Iterator[str]:
+    status = record.status
+    if status["status"] == "failed":
+        yield f"failed: {status['reason']}"
+    if config is not None:
+        yield from failed_measurements(record, requests(config))
 
 
 def load_runs(root: str | Path = "results", study: str | None = None) -> list[Run]:

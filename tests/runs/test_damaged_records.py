@@ -285,6 +285,8 @@ def test_a_study_goes_on_around_a_damaged_run(tiny, tmp_path, file, content):
         said = sharpflat("run", config, *more)
         assert said.code == 2
         assert said.err.splitlines()[-1].startswith(f"sharpflat: {first.folder / file}: is ")
+        assert f"run {first.id} (seed 0): damaged" in said.out
+        assert f"table.csv and figures in {root / 'studies' / 'tiny'}" in said.out
         rows = read_table(root / "studies" / "tiny" / "table.csv")
         statuses = {row["run"]: row["status"] for row in rows}
         assert statuses.pop(first.id) == "damaged"

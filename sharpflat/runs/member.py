@@ -71,13 +71,16 @@ class Member:
         self.tracking.begin(initial)
 
     def _why_anew(self) -> str:
+        if any(self._begun_in.glob("checkpoints/[0-9]*")) and self._begun_in != self.folder:
+            return f"was stopped in group {self._begun_in.name}, of which some were begun anew"
+        return "has no checkpoint to go on from"
+
+    @property
+    def _begun_in(self) -> Path:
+        """The folder of the group that it was begun in; its own where that was alone."""
         path = self.folder / "provenance.json"
         group = files.read_json(path).get("together") if path.exists() else None
-        if group and any(
-            self.folder.parents[1].glob(f"groups/{group['group']}/checkpoints/[0-9]*")
-        ):
-            return f"was stopped in group {group['group']}, of which some were begun anew"
-        return "has no checkpoint to go on from"
+        return self.folder.parents[1] / "groups" / group["group"] if group else self.folder
 
     def first_epochs(self, done: int) -> list[dict[str, Any]]:
         """The history of its first `done` epochs.
@@ -90,7 +93,7 @@ class Member:
         if len(rows) < done:
             raise InputError(
                 f"{self.folder / 'history.jsonl'}: has {len(rows)} of the {done} epochs before the "
-                f"checkpoint; bring the others back, or move {self.folder} away to train anew"
+                f"checkpoint; bring the others back, or move {self._begun_in} away to train anew"
             )
         return rows
 
@@ -112,7 +115,7 @@ class Member:
         files.write_lines(self.folder / "history.jsonl", rows)
         self.tracking.go_on(step)
         for row in rows:
-            self.stopping.reason(row["train_loss"])
+            self.stopping.take(row["train_loss"])
 
     def _check_layout(self, record: dict[str, Any]) -> None:
         earlier = [record, *record.get("resumed", [])][-1].get("layout", {})
@@ -147,7 +150,7 @@ class Member:
     def _reason_to_end(self, epoch: Epoch) -> str | None:
         if not math.isfinite(epoch.train_loss):
             return f"train loss is {epoch.train_loss} in epoch {epoch.number}"
-        stopped = self.stopping.reason(epoch.train_loss)
+        stopped = self.stopping.take(epoch.train_loss)
         if stopped is None and epoch.number >= self.last:
             return f"all {epoch.number} epochs done"
         return stopped

@@ -24,7 +24,7 @@ class Stopping:
     best: float = math.inf
     waited: int = 0
 
-    def reason(self, loss: float) -> str | None:
+    def take(self, loss: float) -> str | None:
         """Take note of an epoch's loss; the reason to stop, or None."""
         if loss < self.best * (1 - self.improvement):
             self.best, self.waited = loss, 0

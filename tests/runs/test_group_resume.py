@@ -7,7 +7,7 @@ import pytest
 from runs.grouped import RATES, config
 from runs.interrupted import interrupted
 from runs.kills import history, same
-from runs.studies import contents
+from runs.studies import UPDATES, contents
 
 import sharpflat as sf
 from sharpflat import config as configs
@@ -173,6 +173,21 @@ def test_checkpoints_of_another_attempt_are_set_aside(tmp_path, monkeypatch):
             assert "resumed" not in one.provenance
             assert same(one, other)
         assert list((kept.parent / "set_aside").iterdir()), "nothing is lost"
+
+
+def test_what_to_move_where_a_member_lacks_epochs_is_its_group(tmp_path, monkeypatch):
+    study, root = config(tmp_path, sweep=None, seeds=2), tmp_path / "broken"
+    unbroken = sf.train(study, tmp_path / "unbroken")
+    done = interrupted(study, root, monkeypatch, 4)[-1] // UPDATES
+    (folder,) = root.glob("groups/*")
+    (sf.load_runs(root)[1].folder / "history.jsonl").write_text("")
+    assert done
+    said = f"has 0 of the {done} epochs before the checkpoint; .*or move {folder} "
+    with pytest.raises(sf.InputError, match=said):
+        sf.train(study, root)
+    folder.rename(tmp_path / "away")
+    for one, other in zip(sf.train(study, root), unbroken, strict=True):
+        assert same(one, other)
 
 
 def test_a_stopped_group_whose_data_would_be_streamed_is_refused(tmp_path, monkeypatch):

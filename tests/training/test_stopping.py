@@ -7,7 +7,7 @@ from sharpflat.training import Stopping
 
 def epochs_until_stop(stopping, losses):
     for number, loss in enumerate(losses, start=1):
-        reason = stopping.reason(loss)
+        reason = stopping.take(loss)
         if reason:
             return number, reason
     return None

@@ -23,9 +23,9 @@ def plan_lines(study: Config, plan: Sequence[Planned]) -> Iterator[str]:
     yield from left_out(requests(study), [row.run for row in plan])
     trainings = sum(row.to_train for row in plan)
     if trainings:
-        seconds, unknown = trainings_seconds(plan)
+        seconds, unknown = trainings_seconds(study, plan)
         beside = f", beside {unknown} that could not be timed" if unknown else ""
-        minutes = f"{seconds / 60:.1f} min if none stops early"
+        minutes = f"{seconds / 60:.1f} min one after another if none stops early"
         yield f"\n{trainings} trainings, their updates about {minutes}{beside}"
     if any(row.todo for row in plan):
         yield from _cost_lines(runs.costs(study, plan))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from sharpflat.config import Config
 from sharpflat.registry import metrics
 from sharpflat.runs.build import abstract_objective, build_recipe, epochs_of, resident
 from sharpflat.runs.layout import Layout, is_streamed, shared_mesh
@@ -49,7 +50,7 @@ class Cost(NamedTuple):
         gradients: evaluations of the loss's gradient over its examples, a run; None if the metric
             does not say.
         seconds: that many times what one takes now, at the parameters a training starts from, over
-            all runs that lack it; None where none could be timed.
+            all runs that lack it; None where that could not be timed for some.
         runs: how many these are.
     """
 
@@ -62,9 +63,9 @@ class Cost(NamedTuple):
     def total(cls, costs: Sequence[Cost]) -> Cost:
         """Of one measurement on several kinds of runs."""
         seconds = [cost.seconds for cost in costs if cost.seconds is not None]
-        runs = sum(cost.runs for cost in costs)
+        total = sum(seconds) if len(seconds) == len(costs) else None
         known = next((cost for cost in costs if cost.gradients is not None), costs[0])
-        return known._replace(seconds=sum(seconds) if seconds else None, runs=runs)
+        return known._replace(seconds=total, runs=sum(cost.runs for cost in costs))
 
 
 def costs_of(config: dict[str, Any], asked: Sequence[tuple[Request, int]]) -> list[Cost]:
@@ -74,31 +75,32 @@ def costs_of(config: dict[str, Any], asked: Sequence[tuple[Request, int]]) -> li
     return [_cost(config, request, seconds[request.setting], runs) for request, runs in asked]
 
 
-def trainings_seconds(plan: Sequence[Planned]) -> tuple[float, int]:
+def trainings_seconds(study: Config, plan: Sequence[Planned]) -> tuple[float, int]:
     """About what all trainings take that are still to be made, and how many could not be timed.
 
-    Their epochs, by the time of some updates made now: evaluations are left out, and that a
-    training may stop before its last epoch.
+    One after another; their epochs, by the time of some updates made now: evaluations are left out,
+    and that a training may stop before its last epoch.
     """
     configs = [row.run.config for row in plan if row.to_train]
     settings = [json.dumps({**config, "seed": 0}, sort_keys=True) for config in configs]
-    seconds = {key: _training_seconds(json.loads(key)) for key in dict.fromkeys(settings)}
+    seconds = {key: _training_seconds(study, json.loads(key)) for key in dict.fromkeys(settings)}
     known = [seconds[key] for key in settings]
     return sum(time for time in known if time is not None), known.count(None)
 
 
-def _training_seconds(config: dict[str, Any]) -> float | None:
+def _training_seconds(study: Config, config: dict[str, Any]) -> float | None:
     try:
-        return epochs_of(config["train"]) * _epoch_seconds(config)
+        streamed = is_streamed(config["dataset"], study.dataset_on_device)
+        layout = Layout(shared_mesh(study.data_parallel), streamed)
+        return epochs_of(config["train"]) * _epoch_seconds(config, layout)
     except Exception:
         return None  # someone's own model raises: its runs will, and say so
 
 
-def _epoch_seconds(config: dict[str, Any]) -> float:
+def _epoch_seconds(config: dict[str, Any], layout: Layout) -> float:
     """Over updates made now; the first segment of each batch size is left out: it compiles."""
-    train, layout = config["train"], Layout(shared_mesh(), is_streamed(config["dataset"]))
+    train, data = config["train"], layout.data(config).train
     recipe = replace(build_recipe(config), mesh=layout.mesh)
-    data = layout.data(config).train
     batches = Batches(data.size, train["batch_size"], train["drop_last"])
     updates, seconds, step, compiled = 0, 0.0, 0, set[int]()
     for moment in advance(

@@ -162,6 +162,8 @@ def test_dry_runs_of_a_model_that_raises(tmp_path, text, monkeypatch):
     planned = run(tmp_path, "--dry-run", **study)
     assert planned.code == 0, planned
     assert "beside 1 that could not be timed" in planned.out
+    (line,) = (line for line in planned.out.splitlines() if line.startswith("parameter_norm"))
+    assert line.split()[2:] == ["?", "2"], "of the other model alone it would be half"
     outcome = run(tmp_path, **study)
     assert outcome.code == 1
     assert "Traceback" not in outcome.err

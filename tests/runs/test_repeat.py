@@ -10,6 +10,7 @@ from runs.studies import NORM, content, contents, sharpflat, write
 import sharpflat as sf
 from sharpflat import config as configs
 from sharpflat.runs import cost
+from sharpflat.training import Moment
 
 
 def rows(root, study="tiny"):
@@ -193,21 +194,39 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(tmp_path):
 def test_a_dry_run_adds_up_over_the_kinds_of_runs(tmp_path, monkeypatch):
     """By the time that each network's own gradients and epochs take."""
     monkeypatch.setattr(cost, "_gradient_seconds", lambda config, *_: config["model"]["width"])
-    monkeypatch.setattr(cost, "_epoch_seconds", lambda config: config["model"]["width"])
+    monkeypatch.setattr(cost, "_epoch_seconds", lambda config, layout: config["model"]["width"])
     trace = {"hessian_trace": {"probes": 4, "steps": 3}}
     study = {"sweep": {"model.width": [30, 3]}, "measure": {"metrics": [trace]}, "plugins": []}
     plan = run(tmp_path, "--dry-run", "seeds=2", **study)
     assert plan.code == 0, plan
     seconds = 2 * (30 + 3)
-    assert f"4 trainings, their updates about {3 * seconds / 60:.1f} min if none stops" in plan.out
+    assert (
+        f"4 trainings, their updates about {3 * seconds / 60:.1f} min one after another if"
+        in plan.out
+    )
     assert f"the sum about {14 * seconds / 60:.1f} min" in " ".join(plan.out.split())
     (line,) = (line for line in plan.out.splitlines() if line.startswith("hessian_trace"))
     assert line.split()[1:] == ["14", f"{14 * seconds / 4:.1f}", "s", "4"]
 
 
-def test_an_epoch_is_timed_by_its_updates():
-    config = configs.cells(configs.check(content()))[0].resolved()
-    assert 0 < cost._epoch_seconds(config) < 1
+def test_an_epoch_is_timed_by_its_updates_but_for_those_that_compile(monkeypatch):
+    """Forty examples by 16: two updates of that size, then one of 8; in the layout asked for."""
+    moments = [(2, 50.0), (3, 60.0), (5, 0.5), (6, 0.25), (8, 0.5)]
+    given = []
+
+    def advance(*_, streamed_by, **__):
+        given.append(streamed_by)
+        return (Moment(step, None, None, seconds) for step, seconds in moments)
+
+    monkeypatch.setattr(cost, "advance", advance)
+    for asked, streamed in ((None, False), (False, True)):
+        changes = {"sweep": {"train.batch_size": [16]}, "seeds": 1, "dataset_on_device": asked}
+        study = configs.check(content(**changes))
+        (cell,) = configs.cells(study)
+        planned = [cost.Planned(cost.Run("run", {}, cell.resolved()), "new", [])]
+        epoch = 3 * 1.25 / 5
+        assert cost.trainings_seconds(study, planned) == (cell.train["epochs"] * epoch, 0)
+        assert (given.pop() is not None) is streamed
 
 
 def test_overrides_reach_the_runs(tmp_path):

@@ -53,9 +53,9 @@ def measured(objective):
         "hyperparams": sf.optimizers["adam"].arguments({}),
     }
 
-    def measure(name, seed=0, objective=objective):
+    def measure(name, seed=0, objective=objective, **arguments):
         given = {asked: inputs[asked] for asked in sf.metrics[name].inputs}
-        return sf.measure(objective, name, seed=seed, **given)
+        return sf.measure(objective, {name: arguments}, seed=seed, **given)
 
     return measure
 
@@ -83,6 +83,22 @@ def test_metric_is_a_finite_scalar_reproducible_by_seed(name, measured):
     assert first.standard_error is None or first.standard_error >= 0
     assert isinstance(first.converged, bool)
     assert all(np.asarray(detail).dtype != object for detail in first.details.values())
+
+
+SELECTIVE = [
+    name for name, entry in ((name, sf.metrics[name]) for name in sf.metrics)
+    if "parameters" in entry.schema.model_fields and not entry.inputs
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SELECTIVE)
+def test_a_pattern_of_parameters_holds_the_others_fixed(name, measured, objective):
+    """The same number as of the loss as a function of those alone, and not that of all."""
+    only = "Dense_0/*"
+    some, whole = measured(name, parameters=only), measured(name)
+    same = measured(name, objective=objective.restrict(only))
+    assert some.value == pytest.approx(same.value, rel=1e-5)
+    assert some.value != pytest.approx(whole.value, rel=1e-3)
 
 
 @pytest.mark.parametrize("name", sf.metrics)

@@ -132,6 +132,10 @@ def test_run_shows_its_table_and_says_on_stderr_how_it_goes(results):
         assert text in outcome.out
     assert outcome.err.count("train ") == 4
     assert "all 3 epochs done" in outcome.err
+    lines = [line for line in outcome.err.splitlines() if line.startswith("measure ")]
+    assert [line.partition(": ")[2] for line in lines[:2]] == [
+        "0 of 2  weight_norm", "1 of 2  weight_norm[power=2.0]",
+    ], "each is named when its work begins"  # fmt: skip
     root, _ = results
     assert outcome.out.splitlines()[-1] == f"table.csv in {root}/studies/tiny"
 

@@ -1,6 +1,9 @@
 """Progress without a terminal."""
 
+import io
+
 import pytest
+from rich.console import Console
 
 from sharpflat.runs import progress
 
@@ -36,6 +39,21 @@ def test_steps_are_whole_numbers(lines):
     task.update(13389.9)
     task.note("on")
     assert lines == ["train: 13389 of 40000  on"]
+
+
+def test_a_bar_names_the_work_and_goes_when_it_is_done(monkeypatch):
+    terminal = Console(file=io.StringIO(), force_terminal=True, width=100, highlight=False)
+    monkeypatch.setattr(progress, "console", terminal)
+    with progress.shown() as reporter:
+        task = reporter.task("measure", 2)
+        task.note("hessian_trace")
+        (bar,) = reporter._bars.tasks
+        assert (bar.description, bar.completed, bar.total) == ("measure  hessian_trace", 0, 2)
+        task.update(1)
+        assert (bar.description, bar.completed) == ("measure  hessian_trace", 1)
+        task.finish("2 measured")
+        assert not reporter._bars.tasks
+    assert "measure: 2 measured (" in terminal.file.getvalue()
 
 
 def test_quiet_is_quiet(lines):

@@ -150,15 +150,15 @@ def main() -> None:
                 taken = side(batch, updates)
                 if repeat:  # the first one compiles
                     seconds.append(1e3 * taken)
-        medians = [statistics.median(seconds) for seconds in times]
-        cells = [f"{name:>7} {batch:>5} {medians[0]:>11.1f}"]
+        shown = [f"{statistics.median(s):.1f} ({min(s):.1f}–{max(s):.1f})" for s in times]
+        cells = [f"{name:>7} {batch:>5} {shown[0]:>22}"]
         if peer:
             ratio = statistics.median(a / b for a, b in zip(*times, strict=True))
-            cells += [f"{medians[1]:>11.1f} {ratio:>6.2f}"]
+            cells += [f"{shown[1]:>22} {ratio:>6.2f}"]
         print(*cells, flush=True)
 
     peer = Torch(options.torch_python) if options.torch_python else None
-    print(f"{'network':>7} {'batch':>5} {'ours, ms':>11} {'torch, ms':>11} {'ratio':>6}")
+    print(f"{'network':>7} {'batch':>5} {'ours, ms':>22} {'torch, ms':>22} {'ratio':>6}")
     c1 = Ours("c1")
     for batch in options.batch:
         row("c1", batch, c1, peer)

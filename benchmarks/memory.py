@@ -31,6 +31,14 @@ METRICS = {
     "gradient_covariance_trace": {},
     "input_gradient_norm": {},
     "batch_sharpness": {"draws": 2},
+    "keskar_sharpness": {"iterations": 1, "starts": ["sign"]},
+    "worst_case_sharpness": {"steps": 2, "subsets": 2},
+    "hessian_spectral_density": {"probes": 2, "steps": 3},
+    "layerwise_hessian": {"probes": 2, "steps": 2, "max_steps": 3},
+    "local_learning_coefficient": {"chains": 2, "steps": 2, "burn_in": 2},
+    "pac_bayes_flatness": {"draws": 2, "steps": 2},
+    "relative_flatness": {"draws": 2},
+    "normalized_margin": {},
 }
 
 

@@ -285,8 +285,8 @@ Lanczos steps, and Hutch++ with {options.probes} products. Traces of the percept
 {options.seeds} seeds on each side, with the standard error of that mean; those of F1 are of one
 seed, with the estimator's own. The last of F1 is of {options.seeds_f1} seeds of ours, against
 (1/n) Σ_i Σ_y p(y|x_i) ‖∇ log p(y|x_i)‖² from the gradient of every example under every label,
-which is the trace. Traces may lie two standard errors of the difference apart: one honest
-comparison in twenty lies further.
+which is the trace: where a seed and a peer are apart it tells which of them is. Traces may lie
+two standard errors of the difference apart: one honest comparison in twenty lies further.
 
 `{command}`
 

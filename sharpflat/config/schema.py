@@ -263,8 +263,8 @@ class Config(Strict):
     """Dotted keys with the values that they take, in all combinations; or a list of settings."""
     together: bool | None = None
     """True trains runs that differ only in seed, or in numbers of their optimizer, as one program;
-    false trains one run after another. By default the way that is faster on this device: as one
-    program on an accelerator, on a CPU each run alone, one on each core."""
+    false trains one run after another. By default as one program on an accelerator; on a CPU each
+    run alone, one on each core, which is faster there but for very small networks."""
     data_parallel: bool | None = None
     """Whether all devices share the examples of each pass; by default where they are several
     accelerators, or of several processes."""

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
 
-from sharpflat.registry import metrics
 from sharpflat.runs import files, outcomes
 from sharpflat.runs.progress import Reporter
 from sharpflat.runs.provenance import commit, device, versions
 from sharpflat.runs.record import Run
 from sharpflat.runs.requests import HANDED_OVER, Request, missing, not_finite
-from sharpflat.sharpness import Measured, check, measure_each
-from sharpflat.validation import InputError
+from sharpflat.sharpness import Measured
 
 
 def measure_run(run: Run, asked: list[Request], reporter: Reporter) -> None:
@@ -50,33 +47,13 @@ def _outcomes(
 def _of_one_objective(
     run: Run, group: list[Request], before: Callable[[str], None]
 ) -> Iterator[tuple[Request, Measured]]:
-    """What cannot be measured is an error of its own, as where a snapshot is damaged."""
-    first, inputs = group[0], dict[str, Any]()
-    ready: list[Request] = []
-    try:
-        objective = run.objective(first.split, first.batch_norm, first.chunk, first.examples)
-    except Exception as error:
-        yield from (_failed(request, error) for request in group)
-        return
-    for request in group:
-        try:
-            entry = metrics[request.metric]
-            own = {name: HANDED_OVER[name](run) for name in entry.inputs}
-            check(entry, objective, {**request.arguments, **own})
-        except Exception as error:
-            yield _failed(request, error)
-        else:
-            ready, inputs = [*ready, request], {**inputs, **own}
-    names, left = [(request.metric, request.arguments) for request in ready], iter(ready)
-    try:
-        for outcome in measure_each(objective, names, first.seed + run.seed, inputs, before):
-            yield next(left), outcome
-    except InputError as error:  # of all of them, as parameters that are not finite
-        yield from (_failed(request, error) for request in left)
-
-
-def _failed(request: Request, error: Exception) -> tuple[Request, Measured]:
-    return request, Measured(request.metric, request.arguments, None, error, 0.0)
+    where = group[0]
+    found = outcomes.of_one_objective(
+        lambda: run.objective(where.split, where.batch_norm, where.chunk, where.examples),
+        [(request.metric, request.arguments) for request in group],
+        lambda name: HANDED_OVER[name](run), where.seed + run.seed, before,
+    )  # fmt: skip
+    return ((group[place], outcome) for place, outcome in found)
 
 
 def _write(run: Run, request: Request, outcome: Measured) -> None:

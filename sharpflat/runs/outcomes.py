@@ -1,16 +1,66 @@
-"""What a metric's outcome becomes in a line of a record."""
+"""Metrics' outcomes, and what they become in a line of a record."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sharpflat.objective import Objective
+from sharpflat.registry import metrics
 from sharpflat.runs import files
-from sharpflat.sharpness import Measured
+from sharpflat.sharpness import Measured, check, measure_each
+from sharpflat.validation import InputError
 
 MOST_NUMBERS = 1000
+
+
+def of_one_objective(
+    objective: Callable[[], Objective],
+    asked: Sequence[tuple[str, dict[str, Any]]],
+    inputs: Callable[[str], Any],
+    seed: int,
+    before: Callable[[str], None] = lambda label: None,
+) -> Iterator[tuple[int, Measured]]:
+    """Measure metrics that share their passes; what cannot be measured is an error of its own.
+
+    Args:
+        objective: makes it.
+        asked: names and arguments.
+        inputs: makes what metrics are handed over (`initial_params`, ...), by its name.
+        seed: of the measurements.
+        before: told which one is at work.
+
+    Returns:
+        The place in `asked` of each, and its outcome; first of those that cannot be measured.
+    """
+    ready, given = list[int](), dict[str, Any]()
+    try:
+        made = objective()
+    except Exception as error:
+        yield from ((place, failed(*one, error)) for place, one in enumerate(asked))
+        return
+    for place, (name, arguments) in enumerate(asked):
+        try:
+            own = {needed: inputs(needed) for needed in metrics[name].inputs}
+            check(metrics[name], made, {**arguments, **own})
+        except Exception as error:
+            yield place, failed(name, arguments, error)
+        else:
+            ready, given = [*ready, place], {**given, **own}
+    left = iter(ready)
+    try:
+        for outcome in measure_each(made, [asked[place] for place in ready], seed, given, before):
+            yield next(left), outcome
+    except InputError as error:  # of all of them, as parameters that are not finite
+        yield from ((place, failed(*asked[place], error)) for place in left)
+
+
+def failed(name: str, arguments: dict[str, Any], error: Exception) -> Measured:
+    """The outcome of what was not measured at all."""
+    return Measured(name, arguments, None, error, 0.0)
 
 
 def fields(folder: Path, outcome: Measured) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from sharpflat.runs.build import (
 from sharpflat.runs.requests import Request, hyperparams_of, obstacle
 from sharpflat.runs.snapshots import load_tree
 from sharpflat.runs.trackers import Look
-from sharpflat.sharpness import Measured, check, measure_each
+from sharpflat.sharpness import Measured
 from sharpflat.training import Batches, Recipe, TrainState, rate_at, stability_threshold
 from sharpflat.validation import InputError
 
@@ -152,7 +152,7 @@ class Tracking:
             found = list(self._outcomes(look, due))
         else:
             error = InputError("the parameters are not finite")
-            found = [_failed(track, error) for track in due]
+            found = [(one, outcomes.failed(one.name, one.arguments, error)) for one in due]
         self.carried = look.carried
         for track, outcome in found:
             if outcome.estimate is not None or outcome.error is not None:
@@ -167,27 +167,12 @@ class Tracking:
                 yield from self._of_metrics(look, alike)
 
     def _of_metrics(self, look: Look, alike: Sequence[Track]) -> Iterator[tuple[Track, Measured]]:
-        """Those of one objective share their passes; what cannot be measured is its own error."""
-        ready, inputs = list[Track](), dict[str, Any]()
-        try:
-            objective = look.objective(**alike[0].where.model_dump())  # type: ignore[union-attr]
-        except Exception as error:
-            yield from (_failed(track, error) for track in alike)
-            return
-        for track in alike:
-            try:
-                own = {name: self._input(name, look.state) for name in track.entry.inputs}
-                check(track.entry, objective, {**track.arguments, **own})
-            except Exception as error:
-                yield _failed(track, error)
-            else:
-                ready, inputs = [*ready, track], {**inputs, **own}
-        asked, left = [(track.name, track.arguments) for track in ready], iter(ready)
-        try:
-            for outcome in measure_each(objective, asked, self.config["seed"], inputs):
-                yield next(left), outcome
-        except InputError as error:  # of all of them, as a loss that is not finite
-            yield from (_failed(track, error) for track in left)
+        found = outcomes.of_one_objective(
+            lambda: look.objective(**alike[0].where.model_dump()),  # type: ignore[union-attr]
+            [(track.name, track.arguments) for track in alike],
+            lambda name: self._input(name, look.state), self.config["seed"],
+        )  # fmt: skip
+        return ((alike[place], outcome) for place, outcome in found)
 
     def _input(self, name: str, state: TrainState) -> Any:
         there: dict[str, Callable[[], Any]] = {
@@ -218,19 +203,12 @@ class Tracking:
         return row
 
 
-def _failed(track: Track, error: Exception) -> tuple[Track, Measured]:
-    """Its outcome where it could not be measured; a full disk stops the training, as everywhere."""
-    if isinstance(error, OSError):
-        raise error
-    return track, Measured(track.name, track.arguments, None, error, 0.0)
-
-
 def _of_tracker(look: Look, track: Track) -> Measured:
     began, estimate, failure = time.perf_counter(), None, None
     try:
         estimate = track.entry(look, **track.arguments)
     except OSError:
-        raise  # as in `_failed`
+        raise  # a full disk stops the training, as everywhere
     except Exception as error:
         failure = error
     seconds = time.perf_counter() - began
@@ -241,8 +219,6 @@ def _beside(look: Look, track: Track, error: str | None) -> dict[str, Any]:
     """The threshold, or what kept a look from it, unless there is an error already."""
     try:
         return {"stability_threshold": _threshold(look, track)}
-    except OSError:
-        raise  # as in `_failed`
     except Exception as failure:
         said = f"stability_threshold: {type(failure).__name__}: {failure}"
         return {"stability_threshold": None, "error": error or said}

@@ -99,8 +99,8 @@ def test_a_full_disk_stops_the_training(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError("no space left")
 
-    monkeypatch.setattr(tracking, "load_tree", full)
-    sf.train(study(tmp_path, ["distance_from_initialization"]), tmp_path)
+    monkeypatch.setattr(trackers, "save_tree", full)
+    sf.train(study(tmp_path, ["snapshots"]), tmp_path)
     (run,) = sf.load_runs(tmp_path)
     assert run.status["status"] == "failed"
     assert "no space left" in run.status["reason"]

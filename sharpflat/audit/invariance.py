@@ -144,8 +144,9 @@ class InvarianceTable:
         notes += [
             f"batch norm: {self.batch_norm}",
             f"{UNCERTIFIED}: the metric's own certificate did not hold; ± ?: error not known",
-            f"invariant: certified, and equal within {SAME:.1%} plus three standard errors, these "
-            f"no more than {RESOLUTION:.0%} together, or within {PAIRED:.1%}",
+            f"invariant: certified, and equal within {SAME:.1%} plus three standard errors (none "
+            f"where not known), these no more than {RESOLUTION:.0%} together, or within "
+            f"{PAIRED:.1%}",
             f"fooled: moved by more than {TOLERANCE:.0%} plus three standard errors; by a factor "
             f"of two, where a certificate or an error is lacking",
             "moved, same: these two, where the function itself changed; undecided: all else",

@@ -33,7 +33,7 @@ def tracked(study: StudyRecords, *, width: Width = "page") -> Plot | None:
     rows = [row for setting in found for run in setting.runs for row in looks(setting, run)]
     if not rows:
         return None
-    return Plot(_draw(found, rows, width), rows, _caption(study, rows))
+    return Plot(_draw(found, rows, width), rows, _caption(study, rows, len(found)))
 
 
 def looks(setting: Setting, run: RunRecord) -> list[dict[str, Any]]:
@@ -88,7 +88,8 @@ def _draw(found: list[Setting], rows: list[dict[str, Any]], width: Width) -> Fig
         _scale(ax, drawn)
     shown = list(handles.values()) if len(found) > 1 else []
     if any(row["stability_threshold"] is not None for row in rows):
-        shown.append(Line2D([], [], linestyle="--", color=SHARED, linewidth=0.8, label=EDGE))
+        colour = SHARED if len(found) > 1 else base.colours(1)[0]
+        shown.append(Line2D([], [], linestyle="--", color=colour, linewidth=0.8, label=EDGE))
     if shown:
         base.legend_above(plot, shown)
     return plot
@@ -138,14 +139,14 @@ def _scale(ax: Axes, rows: list[dict[str, Any]]) -> None:
         base.log_axis(ax.yaxis)
 
 
-def _caption(study: StudyRecords, rows: list[dict[str, Any]]) -> str:
+def _caption(study: StudyRecords, rows: list[dict[str, Any]], count: int) -> str:
     policies = sorted({row["batch_norm"] for row in rows})
     return base.sentences(
         [
             f"{study.name}: watched during training, a line a run;",
             f"batch norm {', '.join(policies)}.",
             "Dashed: the largest curvature at which the optimizer is stable on the whole batch (on "
-            "small batches less is), grey where settings share it."
+            f"small batches less is){', grey where settings share it' if count > 1 else ''}."
             if any(row["stability_threshold"] is not None for row in rows)
             else "",
             "Bands: one standard deviation over the batches."

@@ -16,15 +16,17 @@ from sharpflat.runs.record import DAMAGED
 from sharpflat.runs.table import measurement_columns, read_table, swept_keys
 
 
-def study_records(root: str | Path, study: str) -> plots.StudyRecords:
-    """Everything the figures of a study are drawn from, as plain data."""
+def study_records(
+    root: str | Path, study: str, say: Callable[[str], None] = print
+) -> plots.StudyRecords:
+    """Everything the figures of a study are drawn from, as plain data; `say` is told of damage."""
     folder = study_folder(root, study)
     rows = read_table(folder / "table.csv")
     pairs = zip(load_runs(root, study), rows, strict=True)
     runs = [_record(run, row) for run, row in pairs]
     landscapes = [
         plots.LandscapeRecord(settings["kind"], settings, arrays)
-        for settings, arrays in load_landscapes(folder / "landscapes")
+        for settings, arrays in load_landscapes(folder / "landscapes", say)
     ]
     return plots.StudyRecords(
         study, swept_keys(rows), runs, landscapes, measurement_columns(rows), note(root, study)
@@ -65,7 +67,7 @@ def draw(
     """
     specs: Sequence[Spec] = list(figures) if asked is None else asked
     resolved = [resolve(figures, spec, "figures") for spec in specs]
-    records = study_records(root, study)
+    records = study_records(root, study, say)
     folder = study_folder(root, study) / "figures"
     drawn = []
     for name, arguments in resolved:

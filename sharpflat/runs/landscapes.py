@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +16,8 @@ from sharpflat.runs import files
 from sharpflat.runs.build import check_chunk
 from sharpflat.runs.progress import Reporter
 from sharpflat.runs.record import Run
+from sharpflat.runs.refusals import Refusals
+from sharpflat.runs.snapshots import load_arrays
 from sharpflat.validation import InputError, closest
 
 
@@ -46,13 +48,20 @@ def compute_landscapes(
         files.write_json(files.make_folder(folder) / "index.json", index)
 
 
-def load_landscapes(folder: Path) -> list[tuple[dict[str, Any], dict[str, np.ndarray]]]:
-    """Settings and arrays of the landscapes that the study's config asks for."""
-    found = []
+def load_landscapes(
+    folder: Path, say: Callable[[str], None]
+) -> list[tuple[dict[str, Any], dict[str, np.ndarray]]]:
+    """Settings and arrays of those that the study's config asks for; `say` is told of damage."""
+    damaged, found, names = Refusals(say), [], list[str]()
     index = folder / "index.json"
-    for name in files.read_json(index) if index.exists() else []:
-        with np.load(folder / f"{name}.npz", allow_pickle=False) as file:
-            found.append((files.read_json(folder / f"{name}.json"), dict(file)))
+    with damaged.kept():
+        names = files.read_json(index) if index.exists() else []
+    for name in names:
+        with damaged.kept():
+            arrays = load_arrays(folder / f"{name}.npz")
+            found.append((files.read_json(folder / f"{name}.json"), arrays))
+    for damage in damaged.lines:
+        say(f"{damage}; or move {folder} away, and `sharpflat run` computes it anew")
     return found
 
 

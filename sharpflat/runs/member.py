@@ -167,14 +167,14 @@ class Member:
         save_tree(self.folder / "snapshots" / f"{step}.npz", state)
         record = files.read_json(self.folder / "provenance.json")
         files.write_json(self.folder / "provenance.json", {**record, "finished": now()})
-        self._write_status(status, reason)
+        self._write_status(status, reason, epochs=row["epoch"])
         self.ended = True
         accuracy = row.get("test_accuracy")
         shown = "" if accuracy is None else f", test accuracy {100 * accuracy:.2f} %"
         self.task.finish(f"{status}: {reason}{shown}")
 
-    def _write_status(self, status: str, reason: str | None) -> None:
-        files.write_json(self.folder / "status.json", {"status": status, "reason": reason})
+    def _write_status(self, status: str, reason: str | None, **more: int) -> None:
+        files.write_json(self.folder / "status.json", {"status": status, "reason": reason, **more})
 
 
 def _unlike(record: dict[str, Any]) -> str:

@@ -18,13 +18,14 @@ from sharpflat.runs.layout import check_layout
 from sharpflat.runs.provenance import commit, training_digest
 from sharpflat.runs.record import ENDED, Run
 from sharpflat.runs.requests import check_measures, requests
-from sharpflat.runs.setup import keep_compiled_programs
+from sharpflat.runs.setup import check_devices, keep_compiled_programs
 from sharpflat.runs.tracking import check_tracks
 from sharpflat.validation import InputError
 
 
 def checked_cells(config: Config, root: str | Path) -> list[RunConfig]:
     """The runs, after every check that can be made without work."""
+    check_devices()
     if jax.process_count() == 1:  # of several only the first writes
         files.check_folder(Path(root) / "runs")
     keep_compiled_programs()

@@ -65,7 +65,7 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        """`{"status": running | finished | diverged | failed, "reason": ...}`."""
+        """`{"status": running | finished | diverged | failed, "reason": ...}`; ended, `epochs`."""
         path = self.folder / "status.json"
         if not path.exists() and not self._has_history:
             return {"status": "running", "reason": None}
@@ -109,7 +109,7 @@ class Run:
         try:
             _ = self.status, self.provenance if self._begun else None
         except InputError as error:
-            return error
+            return InputError(f"{error}; or move {self.folder} away to train anew")
         return None
 
     @property
@@ -131,9 +131,20 @@ class Run:
 
     @property
     def history(self) -> list[dict[str, Any]]:
-        """A row an epoch."""
-        needed = ("epoch", "step", "train_loss")
-        return read_lines(self.folder / "history.jsonl", needed, HISTORY_NUMBERS)
+        """A row an epoch.
+
+        Raises:
+            InputError: it is damaged, or lacks epochs of a run that has ended.
+        """
+        path, needed = self.folder / "history.jsonl", ("epoch", "step", "train_loss")
+        rows = read_lines(path, needed, HISTORY_NUMBERS)
+        epochs = self.status.get("epochs", 0) if self.damage is None else 0
+        if len(rows) < epochs:
+            raise InputError(
+                f"{path}: has {len(rows)} of the {epochs} epochs of a run that has ended; bring "
+                f"the others back, or move {self.folder} away to train anew"
+            )
+        return rows
 
     @property
     def measurements(self) -> list[dict[str, Any]]:
@@ -197,12 +208,11 @@ class Run:
         Raises:
             InputError: none was kept there; it says where.
         """
-        steps = self._steps
         if epoch is None:
-            if self.status["status"] not in ENDED or len(steps) < 2:
+            if self.status["status"] not in ENDED:
                 raise InputError(f"run {self.id}: has no final snapshot (it has not finished)")
             return self._last_step
-        updates = self.updates_an_epoch
+        updates, steps = self.updates_an_epoch, self._steps
         if epoch * updates not in steps:
             kept = ", ".join(f"{step / updates:g}" for step in steps) or "none"
             raise InputError(

@@ -14,6 +14,7 @@ import platformdirs
 
 from sharpflat.registry import load_installed_plugins
 from sharpflat.runs.provenance import processor
+from sharpflat.validation import InputError
 
 CACHE_VARIABLE = "SHARPFLAT_COMPILATION_CACHE"
 
@@ -26,6 +27,20 @@ def fill_registries() -> None:
     for room in ("data", "networks", "training", "sharpness", "plots"):
         importlib.import_module(f"sharpflat.{room}")
     load_installed_plugins()
+
+
+def check_devices() -> None:
+    """Refuse a platform that there is not.
+
+    Raises:
+        InputError: names it.
+    """
+    try:
+        jax.devices()
+    except Exception as error:
+        asked = os.environ.get("JAX_PLATFORMS", "any platform")
+        why = f": {error}" if str(error) else ""
+        raise InputError(f"JAX_PLATFORMS: JAX finds no device for {asked!r} here{why}") from None
 
 
 def use_all_cores() -> None:

@@ -26,13 +26,23 @@ def load_tree(path: Path, like: Any) -> Any:
     Raises:
         InputError: the file is damaged, or holds another tree.
     """
+    return from_host([*load_arrays(path, _names(like)).values()], like)
+
+
+def load_arrays(path: Path, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+    """Those of an .npz, all of them by default.
+
+    Raises:
+        InputError: the file is damaged, not there, or lacks one.
+    """
     try:
         # NumPy itself leaves a broken file open.
         with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = [file[name] for name in _names(like)]
+            return {name: file[name] for name in (file.files if names is None else names)}
+    except FileNotFoundError:
+        raise InputError(f"{path}: is not there; bring it back") from None
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(f"snapshot {path}: cannot be read: {error}") from None
-    return from_host(arrays, like)
+        raise InputError(f"{path}: cannot be read: {error}") from None
 
 
 def to_host(tree: Any) -> list[np.ndarray]:

@@ -1,14 +1,17 @@
 """The commands that only read: list, show, plot, and the help."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from runs.studies import NORM, contents, sharpflat, write
 
 import sharpflat as sf
-from sharpflat import registry
+from sharpflat import cli, registry
 
 KINDS = ("metrics", "models", "datasets", "optimizers", "schedules", "figures")
 
@@ -103,6 +106,37 @@ finally:
     assert done.returncode == 0
     assert len(done.stdout) > 200
     assert done.stderr == "[]\n"
+
+
+def test_an_interrupt_that_would_be_dropped_comes_again(monkeypatch):
+    """JAX's callback of the garbage collector swallows what is raised while it is at work."""
+
+    def _xla_gc_callback():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise AssertionError("it would be dropped here") from None
+
+    before = signal.signal(signal.SIGINT, cli.interrupt)
+    try:
+        _xla_gc_callback()
+        with pytest.raises(KeyboardInterrupt):
+            time.sleep(20)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_platform_that_is_not_there(tmp_path):
+    command = [sys.executable, "-m", "sharpflat", "run", write(tmp_path), "--root", tmp_path]
+    done = subprocess.run(
+        [*command, "--dry-run"], capture_output=True, text=True,
+        env={**os.environ, "JAX_PLATFORMS": "nowhere"},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "sharpflat: JAX_PLATFORMS: JAX finds no device for 'nowhere' here"
+    )
+    assert done.stderr.count("\n") == 1
 
 
 def test_the_installed_command():

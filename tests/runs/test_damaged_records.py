@@ -122,7 +122,7 @@ def test_a_run_without_its_history_says_what_is_missing(tmp_path):
     file = run.folder / "history.jsonl"
     for spoil in (lambda file: file.write_text(""), lambda file: file.unlink()):
         spoil(file)
-        with pytest.raises(sf.InputError, match=r"history.jsonl: holds no epoch of a run that has"):
+        with pytest.raises(sf.InputError, match=r"history.jsonl: has 0 of the 3 epochs of a run "):
             _ = sf.Run(run.folder).params
 
 

@@ -166,15 +166,16 @@ class Member:
         self.flush()
         save_tree(self.folder / "snapshots" / f"{step}.npz", state)
         record = files.read_json(self.folder / "provenance.json")
-        files.write_json(self.folder / "provenance.json", {**record, "finished": now()})
-        self._write_status(status, reason, epochs=row["epoch"])
+        ended = {"finished": now(), "epochs": row["epoch"]}
+        files.write_json(self.folder / "provenance.json", {**record, **ended})
+        self._write_status(status, reason)
         self.ended = True
         accuracy = row.get("test_accuracy")
         shown = "" if accuracy is None else f", test accuracy {100 * accuracy:.2f} %"
         self.task.finish(f"{status}: {reason}{shown}")
 
-    def _write_status(self, status: str, reason: str | None, **more: int) -> None:
-        files.write_json(self.folder / "status.json", {"status": status, "reason": reason, **more})
+    def _write_status(self, status: str, reason: str | None) -> None:
+        files.write_json(self.folder / "status.json", {"status": status, "reason": reason})
 
 
 def _unlike(record: dict[str, Any]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +67,23 @@ class Run:
 
     @property
     def status(self) -> dict[str, Any]:
-        """`{"status": running | finished | diverged | failed, "reason": ...}`; ended, `epochs`."""
+        """`{"status": running | finished | diverged | failed, "reason": ...}`."""
         path = self.folder / "status.json"
         if not path.exists() and not self._has_history:
             return {"status": "running", "reason": None}
-        content = read_fields(path, "status", "reason")
-        if content["status"] not in ("running", "failed", *ENDED):
-            raise InputError(f"{path}: is damaged; mend it: no status is {content['status']!r}")
+        with self._replaceable():
+            content = read_fields(path, "status", "reason")
+            if content["status"] not in ("running", "failed", *ENDED):
+                raise InputError(f"{path}: is damaged; mend it: no status is {content['status']!r}")
         return content
+
+    @contextlib.contextmanager
+    def _replaceable(self) -> Iterator[None]:
+        """What is damaged inside need not be mended: the run can be trained anew."""
+        try:
+            yield
+        except InputError as error:
+            raise InputError(f"{error}; or move {self.folder} away to train anew") from None
 
     @property
     def state(self) -> str:
@@ -95,12 +106,13 @@ class Run:
     def provenance(self) -> dict[str, Any]:
         """Versions, device, data digest, commit, command, times."""
         path = self.folder / "provenance.json"
-        content = read_fields(path, "data_digest")
-        for name, kind in {"data_digest": str, "together": dict | None}.items():
-            if not isinstance(found := content.get(name), kind):
-                raise InputError(f"{path}: is damaged; mend it: {name!r} is {found!r}")
-        if content.get("together") and not isinstance(content["together"].get("group"), str):
-            raise InputError(f"{path}: is damaged; mend it: 'together' has no 'group'")
+        with self._replaceable():
+            content = read_fields(path, "data_digest")
+            for name, kind in PROVENANCE_KINDS.items():
+                if not isinstance(found := content.get(name), kind):
+                    raise InputError(f"{path}: is damaged; mend it: {name!r} is {found!r}")
+            if content.get("together") and not isinstance(content["together"].get("group"), str):
+                raise InputError(f"{path}: is damaged; mend it: 'together' has no 'group'")
         return content
 
     @property
@@ -109,7 +121,7 @@ class Run:
         try:
             _ = self.status, self.provenance if self._begun else None
         except InputError as error:
-            return InputError(f"{error}; or move {self.folder} away to train anew")
+            return error
         return None
 
     @property
@@ -138,13 +150,19 @@ class Run:
         """
         path, needed = self.folder / "history.jsonl", ("epoch", "step", "train_loss")
         rows = read_lines(path, needed, HISTORY_NUMBERS)
-        epochs = self.status.get("epochs", 0) if self.damage is None else 0
-        if len(rows) < epochs:
+        if len(rows) < (epochs := self._epochs or 0):
             raise InputError(
                 f"{path}: has {len(rows)} of the {epochs} epochs of a run that has ended; bring "
                 f"the others back, or move {self.folder} away to train anew"
             )
         return rows
+
+    @property
+    def _epochs(self) -> int | None:
+        """After how many it ended; None where it has not, or its record does not say."""
+        if self.damage is not None or self.status["status"] not in ENDED or not self._begun:
+            return None
+        return self.provenance.get("epochs")
 
     @property
     def measurements(self) -> list[dict[str, Any]]:
@@ -305,6 +323,7 @@ class Run:
         )  # fmt: skip
 
 
+PROVENANCE_KINDS = {"data_digest": str, "together": dict | None, "epochs": int | None}
 TRACKED_NUMBERS = ("step", "epoch", "value", "standard_error", "stability_threshold")
 HISTORY_NUMBERS = (
     "epoch", "step", "seconds", "train_loss", "train_accuracy", "full_train_loss",

@@ -75,7 +75,7 @@ def test_a_damaged_snapshot_is_its_own_runs_error(tmp_path):
     last.write_bytes(whole[:200])
     outcome = run(tmp_path, **study)
     assert outcome.code == 1
-    assert outcome.err.count(f"run {first.id}: weight_norm: InputError: snapshot {last}") == 1
+    assert outcome.err.count(f"run {first.id}: weight_norm: InputError: {last}: cannot") == 1
     assert [row["error"] is None for row in second.measurements] == [True]
     assert last.read_bytes() == whole[:200]
     last.write_bytes(whole)
@@ -91,8 +91,11 @@ def test_a_damaged_line_is_named_and_nothing_is_lost(tmp_path, line):
         line.encode("utf-8", "surrogateescape") + b"\n" + record.measurements_file.read_bytes()
     )
     record.measurements_file.write_bytes(damaged)
-    said = run(tmp_path, sweep=None).complaint
-    assert said.startswith(f"{record.measurements_file}: line 1 is damaged; mend or remove it: ")
+    said = run(tmp_path, sweep=None)
+    assert said.code == 2
+    (complaint,) = said.err.splitlines()
+    what = f"{record.measurements_file}: line 1 is damaged; mend or remove it: "
+    assert complaint.startswith(f"sharpflat: {what}")
     assert record.measurements_file.read_bytes() == damaged
 
 
@@ -101,8 +104,11 @@ def test_a_damaged_status_is_named(tmp_path, text):
     assert run(tmp_path, sweep=None).code == 0
     (record,) = sf.load_runs(tmp_path, "tiny")
     (record.folder / "status.json").write_text(text)
-    said = run(tmp_path, sweep=None).complaint
-    assert said.startswith(f"{record.folder}/status.json: is damaged")
+    said = run(tmp_path, sweep=None)
+    assert said.code == 2
+    (complaint,) = said.err.splitlines()
+    assert complaint.startswith(f"sharpflat: {record.folder}/status.json: is damaged")
+    assert complaint.endswith(f"; or move {record.folder} away to train anew")
 
 
 def test_a_damaged_start_is_only_its_own_metrics_error(tmp_path):

@@ -42,7 +42,9 @@ def test_a_history_cut_short_gives_no_numbers(root, torn):
 
 def test_a_record_of_before_says_at_least_that_its_history_is_empty(root):
     run, *_ = sf.load_runs(root, "tiny")
-    files.write_status(run.folder, {"status": "finished", "reason": "all 3 epochs done"})
+    record = run.provenance
+    assert record.pop("epochs") == 3
+    files.write_json(run.folder / "provenance.json", record)
     assert len(run.history) == 3
     (run.folder / "history.jsonl").write_text("")
     with pytest.raises(sf.InputError, match=r"history.jsonl: holds no epoch of a run that has"):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import _thread
 import json
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Collection
 from types import FrameType
 from typing import Annotated, Any
@@ -46,7 +48,10 @@ def run(
     from sharpflat.runs.processes import join, leave
     from sharpflat.runs.progress import shown
     from sharpflat.runs.setup import use_all_cores
+    from sharpflat.validation import InputError
 
+    if dry_run and distributed:
+        raise InputError("--dry-run: each process would time for itself; leave --distributed out")
     if distributed:
         join()
     else:
@@ -65,13 +70,14 @@ def run(
             with refused.kept():
                 runs.measure(study, root, reporter)
         _show(root, study.study)
-        failures = runs.failures(runs.load_runs(root, study.study), study)
+        failures = runs.failures(runs.records(study, root), study)
         drawn = report.draw(root, study.study, study.figures, failures.append)
-        figures = ["figures"] * bool(drawn)
-        print(
-            f"\n{' and '.join(['table.csv', *figures])} in {runs.study_folder(root, study.study)}"
-        )
-        _exit_with(failures)
+        made = "table.csv and figures" if drawn else "table.csv"
+        print(f"\n{made} in {runs.study_folder(root, study.study)}")
+        for line in failures:
+            _complain(line)
+    if failures:
+        sys.exit(1)
 
 
 @app.command()
@@ -173,9 +179,10 @@ def audit(
     from sharpflat.runs.build import resident
     from sharpflat.runs.progress import shown
     from sharpflat.runs.requests import HANDED_OVER
-    from sharpflat.runs.setup import fill_registries, keep_compiled_programs
+    from sharpflat.runs.setup import check_devices, fill_registries, keep_compiled_programs
 
     fill_registries()
+    check_devices()
     keep_compiled_programs()
     for file in plugin or []:
         registry.load_plugin(file)
@@ -322,17 +329,23 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     """As Python's own, but where the exception would be dropped: a moment later, once more."""
     while frame is not None:
         if frame.f_code.co_name == "_xla_gc_callback":
-            threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
+            _thread.start_new_thread(_signal_later, (number,))  # takes no lock that is held here
             return
         frame = frame.f_back
     raise KeyboardInterrupt
+
+
+def _signal_later(number: int) -> None:
+    time.sleep(0.01)
+    os.kill(os.getpid(), number)
 
 
 def main() -> None:
     """Entry point: bad input is one line and exit status 2."""
     from sharpflat.validation import InputError
 
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    in_main = threading.current_thread() is threading.main_thread()
+    if in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, interrupt)
     try:
         app()

@@ -38,7 +38,7 @@ def compute_landscapes(
         text = json.dumps(settings, sort_keys=True).encode()
         path = folder / f"{hashlib.sha256(text).hexdigest()[:16]}.npz"
         index.append(path.stem)
-        if not path.with_suffix(".json").exists():
+        if not (path.exists() and path.with_suffix(".json").exists()):
             arrays = _line(landscape.line, *pair, reporter)
             files.make_folder(folder)
             with files.replacing(path) as temporary:
@@ -53,15 +53,21 @@ def load_landscapes(
 ) -> list[tuple[dict[str, Any], dict[str, np.ndarray]]]:
     """Settings and arrays of those that the study's config asks for; `say` is told of damage."""
     damaged, found, names = Refusals(say), [], list[str]()
-    index = folder / "index.json"
     with damaged.kept():
-        names = files.read_json(index) if index.exists() else []
+        names = _listed(folder / "index.json")
     for name in names:
         with damaged.kept():
             arrays = load_arrays(folder / f"{name}.npz")
-            found.append((files.read_json(folder / f"{name}.json"), arrays))
+            found.append((files.read_fields(folder / f"{name}.json", "kind"), arrays))
     for damage in damaged.lines:
         say(f"{damage}; or move {folder} away, and `sharpflat run` computes it anew")
+    return found
+
+
+def _listed(index: Path) -> list[str]:
+    found = files.read_json(index) if index.exists() else []
+    if not isinstance(found, list):
+        raise InputError(f"{index}: is damaged: expected a list, got {found!r}")
     return found
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,16 @@ class Run:
         try:
             yield
         except InputError as error:
+            if self._awaited:
+                raise
             raise InputError(f"{error}; or move {self.folder} away to train anew") from None
+
+    @property
+    def _awaited(self) -> bool:
+        """Whether runs that were stopped in one group with it cannot go on without it."""
+        stopped = {folder.parent for folder in self.folder.parents[1].glob("groups/*/checkpoints")}
+        files = [folder / "group.json" for folder in stopped if (folder / "group.json").exists()]
+        return any(self.id in file.read_text(errors="replace") for file in files)
 
     @property
     def state(self) -> str:
@@ -149,8 +159,9 @@ class Run:
             InputError: it is damaged, or lacks epochs of a run that has ended.
         """
         path, needed = self.folder / "history.jsonl", ("epoch", "step", "train_loss")
+        epochs = self._epochs or 0  # first: it may end while its lines are read
         rows = read_lines(path, needed, HISTORY_NUMBERS)
-        if len(rows) < (epochs := self._epochs or 0):
+        if len(rows) < epochs:
             raise InputError(
                 f"{path}: has {len(rows)} of the {epochs} epochs of a run that has ended; bring "
                 f"the others back, or move {self.folder} away to train anew"
@@ -160,9 +171,10 @@ class Run:
     @property
     def _epochs(self) -> int | None:
         """After how many it ended; None where it has not, or its record does not say."""
-        if self.damage is not None or self.status["status"] not in ENDED or not self._begun:
+        try:
+            return self.provenance.get("epochs") if self.status["status"] in ENDED else None
+        except InputError:
             return None
-        return self.provenance.get("epochs")
 
     @property
     def measurements(self) -> list[dict[str, Any]]:
@@ -245,8 +257,8 @@ class Run:
         # that was begun anew may end before the one that was given up.
         names = [path.stem for path in self.folder.glob("snapshots/*.npz")]
         steps = sorted(int(name) for name in names if name.isdecimal())
-        ended = self.status["status"] in ENDED
-        return [step for step in steps if not ended or step <= self._last_step]
+        last = self._last_step if self.status["status"] in ENDED else math.inf
+        return [step for step in steps if step <= last]
 
     @property
     def _last_step(self) -> int:

@@ -161,7 +161,7 @@ def measure(config: Config, root: str | Path = "results", reporter: Reporter = S
         with _table(config, cells, folder, refused) as now_and_then:
             for record in runs:
                 with refused.kept():
-                    if record.finished:
+                    if record.finished and record.last_epoch:
                         measure_run(record, asked, reporter)
                 now_and_then()
         _say_unfinished(runs, len(cells), reporter)
@@ -225,7 +225,8 @@ def failures(runs: Sequence[Run], config: Config | None = None) -> list[str]:
     lines = list[str]()
     for record in runs:
         with contextlib.suppress(InputError):
-            lines += [f"run {record.id}: {line}" for line in _failures(record, config)]
+            for line in _failures(record, config):
+                lines.append(f"run {record.id}: {line}")
     return lines
 
 
@@ -235,6 +236,11 @@ def _failures(record: Run, config: Config | None) -> Iterator[str]:
         yield f"failed: {status['reason']}"
     if config is not None:
         yield from failed_measurements(record, requests(config))
+
+
+def records(config: Config, root: str | Path = "results") -> list[Run]:
+    """The runs of a study that were begun, by the config that asks for them now."""
+    return begun(configs.cells(config), root)
 
 
 def load_runs(root: str | Path = "results", study: str | None = None) -> list[Run]:

@@ -208,7 +208,7 @@ def _of_tracker(look: Look, track: Track) -> Measured:
     try:
         estimate = track.entry(look, **track.arguments)
     except OSError:
-        raise  # a full disk stops the training, as everywhere
+        raise  # what it writes: a full disk stops the training, as everywhere
     except Exception as error:
         failure = error
     seconds = time.perf_counter() - began

@@ -112,6 +112,11 @@ def test_parts_of_parts_and_a_penalty_of_parts_are_refused(complain):
     assert complain(*parts, "train.gradient_penalty=0.1").startswith("train.gradient_penalty: is")
 
 
+def test_a_dry_run_is_of_one_process(tmp_path):
+    said = sharpflat("run", write(tmp_path), "--dry-run", "--distributed").complaint
+    assert said == "--dry-run: each process would time for itself; leave --distributed out"
+
+
 def test_dry_runs_check_too(complain):
     assert complain("train.batch_size=41", "--dry-run").startswith("train.batch_size: 41")
 

@@ -192,8 +192,9 @@ def test_those_that_were_stopped_with_a_damaged_run_wait_for_it(
     if content is not None:
         (run.folder / file).write_text(content)
     before = [kept(other.folder) for other in others]
-    with pytest.raises(sf.InputError, match=rf"{run.id}/{file}: (is|line 1 is) "):
+    with pytest.raises(sf.InputError, match=rf"{run.id}/{file}: (is|line 1 is) ") as refused:
         sf.train(three, root)
+    assert "away" not in str(refused.value), "the others cannot go on without it"
     assert [kept(other.folder) for other in others] == before
     (tmp_path / "kept").replace(run.folder / file)
     for one in sf.train(three, root):

@@ -185,7 +185,7 @@ def test_the_table_reads():
         assert "function fools (each by the worst of them): " in shown
         assert "no such change moves: path_norm\n" in shown
         assert "batch norm: running\n" in shown
-        assert "certified, and equal within 0.5% plus three standard errors, these no" in shown
+        assert "certified, and equal within 0.5% plus three standard errors (none where" in shown
         assert "by a factor of two, where a certificate or an error is lacking" in shown
         (norm,) = (line for line in shown.splitlines() if line.strip("| ").startswith("parameter"))
         assert norm.strip("| ").endswith("moved"), "by the logits' change, which fools nobody"

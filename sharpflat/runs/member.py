@@ -71,8 +71,9 @@ class Member:
         self.tracking.begin(initial)
 
     def _why_anew(self) -> str:
-        if any(self._begun_in.glob("checkpoints/[0-9]*")) and self._begun_in != self.folder:
-            return f"was stopped in group {self._begun_in.name}, of which some were begun anew"
+        place = self._begun_in
+        if place != self.folder and any(place.glob("checkpoints/[0-9]*")):
+            return f"was stopped in group {place.name}, of which some were begun anew"
         return "has no checkpoint to go on from"
 
     @property

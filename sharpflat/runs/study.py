@@ -161,6 +161,7 @@ def measure(config: Config, root: str | Path = "results", reporter: Reporter = S
         with _table(config, cells, folder, refused) as now_and_then:
             for record in runs:
                 with refused.kept():
+                    # Its last epoch is refused here where it is lost, before anything is measured.
                     if record.finished and record.last_epoch:
                         measure_run(record, asked, reporter)
                 now_and_then()
